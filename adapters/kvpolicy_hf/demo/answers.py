@@ -1,0 +1,68 @@
+"""Ask one question under one policy, and measure it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from kvpolicy import CacheView, Phase, Plan, Policy, Step
+
+from ..cache import PolicyCache
+from .fates import Fate
+
+__all__ = ["Answer", "ask"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said under a policy, and what its cache cost.
+
+    Attributes:
+        text: the answer.
+        rows: cache rows at the end, per layer, averaged over heads.
+        tokens: tokens seen, prompt and answer.
+        kv_bytes: bytes of keys and values held at the end.
+        full_kv_bytes: what a cache that keeps everything holds.
+        new_tokens: tokens generated.
+        seconds: time of the whole `generate`, prefill included.
+        fates: per layer, what the prefill plan did with each prompt token; empty if there was none.
+    """
+
+    text: str
+    rows: tuple[float, ...]
+    tokens: int
+    kv_bytes: int
+    full_kv_bytes: int
+    new_tokens: int
+    seconds: float
+    fates: Mapping[int, Fate] = field(default_factory=dict)
+
+
+def ask(model: Any, processor: Any, inputs: Any, policy: Policy, *, max_new_tokens: int) -> Answer:
+    """Answer greedily under the policy."""
+    fates: dict[int, Fate] = {}
+
+    def listen(layer: int, view: CacheView, plan: Plan, step: Step) -> None:
+        if step.phase is Phase.PREFILL and layer not in fates:
+            fates[layer] = Fate.of(view, plan, step)
+
+    cache = PolicyCache(model, policy, inputs=inputs, listen=listen)
+    began = time.perf_counter()
+    with torch.inference_mode():
+        output = model.generate(**inputs, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False)
+    new = output[0, inputs["input_ids"].shape[1] :].tolist()  # waits for the device
+    seconds = time.perf_counter() - began
+    report = cache.report()
+    return Answer(
+        text=processor.decode(new, skip_special_tokens=True).strip(),
+        rows=tuple(float(layer.rows) for layer in report.layers),
+        tokens=report.tokens[0],
+        kv_bytes=report.kv_bytes,
+        full_kv_bytes=report.full_kv_bytes,
+        new_tokens=len(new),
+        seconds=seconds,
+        fates=fates,
+    )

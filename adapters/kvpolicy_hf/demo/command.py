@@ -1,0 +1,160 @@
+"""`kvpolicy demo`: the same questions under every policy at the same budget, as tables and as a picture."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from kvpolicy import RECIPES, Policy, PolicyError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+from transformers.utils import logging
+
+from ..attention import enable
+from .cases import Case, drawn_cases, own_case
+from .loading import load
+from .picture import Subject, draw_picture
+from .results import Result, run_case
+from .scenes import ASSETS
+from .tables import answers_table, summary_table
+
+__all__ = ["demo"]
+
+PICTURES = 3  # of each kind, four questions each: 24 questions
+PICTURED = ("photo", "where")  # which case the picture shows
+SHORT, LONG = 8, 64  # most new tokens, for drawn pictures and for the user's own
+
+NOTE = (
+    "The shipped model knows only its own little world: forty emoji on a 4 x 4 grid, and questions such as "
+    "'what is at b3 ?' and 'where is the dog ?'. For real pictures give --model a real one."
+)
+
+
+def demo(
+    image: Annotated[
+        Path | None,
+        typer.Option(help="Ask about this picture instead of drawn ones.", exists=True, dir_okay=False, metavar="PATH"),
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="Ask this instead of the built-in questions.")] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="A recipe (see `kvpolicy policies`); repeat it to compare several.", show_default="all"),
+    ] = None,
+    keep: Annotated[float, typer.Option(help="Share of the cache that each policy may keep, in (0, 1].")] = 0.2,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Folder or hub id of a vision-language model, such as llava-hf/llava-1.5-7b-hf.",
+            show_default="the shipped one",
+        ),
+    ] = str(ASSETS),
+    seed: Annotated[int, typer.Option(help="Draws the pictures and the questions.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where to write the picture.", dir_okay=False)] = Path("kvpolicy-demo.png"),
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer.", min=1, show_default=f"{SHORT}, or {LONG} with --image")
+    ] = None,
+) -> None:
+    """Ask a vision-language model the same questions under every policy.
+
+    Prints the answers, the cache rows and bytes and the speed, and draws which image patches each policy keeps, merges
+    and drops in every layer. Without --image it draws pictures whose right answers it knows, for a small model that
+    comes with the package: nothing is downloaded.
+
+    Examples:
+
+        kvpolicy demo
+
+        kvpolicy demo --policy elastic_cache --policy h2o --keep 0.1 --seed 7
+
+        kvpolicy demo --image cat.jpg --question "What is on the sofa?" --model llava-hf/llava-1.5-7b-hf
+    """
+    console = Console()
+    policies = choose(policy or list(RECIPES), keep)
+    if image is not None and question is None:
+        raise typer.BadParameter("--image needs --question as well.")
+    if not out.resolve().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {str(out.parent)!r} to write the picture to.")
+    if image is not None and question is not None:
+        cases = [own_case(image, question)]
+    else:
+        cases = drawn_cases(seed, pictures=1 if question else PICTURES, question=question)
+    if (image or question) and model == str(ASSETS):
+        console.print(Text(NOTE, style="yellow"))
+    results, layers = answer_all(cases, policies, model, max_new_tokens or (LONG if image else SHORT))
+    show(console, results)
+    if paint(results, layers, keep, out):
+        console.print(Text.assemble("picture: ", (str(out), "bold cyan")))
+    else:
+        console.print("no picture: this model's image tokens do not form one grid.")
+
+
+def choose(names: Sequence[str], keep: float) -> dict[str, Policy]:
+    """The policies of these names at this budget.
+
+    Raises:
+        PolicyError: for a name that is no recipe, or a budget out of range.
+    """
+    policies = {}
+    for name in names:
+        if name not in RECIPES:
+            raise PolicyError(f"no recipe {name!r}; there are: {', '.join(RECIPES)}.")
+        budgeted = "keep" in inspect.signature(RECIPES[name]).parameters
+        policies[name] = RECIPES[name](keep=keep) if budgeted else RECIPES[name]()
+    return policies
+
+
+def answer_all(
+    cases: Sequence[Case], policies: Mapping[str, Policy], where: str, max_new_tokens: int
+) -> tuple[list[Result], int]:
+    """Load the model and ask everything, with a progress bar; returns the results and the number of layers."""
+    logging.disable_progress_bar()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("loading the model", total=None)
+        model, processor = load(where)
+        enable(model)
+        run_case(cases[0], model, processor, dict(list(policies.items())[:1]), max_new_tokens=2)  # warm up
+        progress.update(bar, description="asking", total=len(cases) * len(policies))
+        results = [
+            run_case(
+                case,
+                model,
+                processor,
+                policies,
+                max_new_tokens=max_new_tokens,
+                done=lambda: progress.advance(bar),
+            )
+            for case in cases
+        ]
+    return results, model.config.get_text_config().num_hidden_layers
+
+
+def show(console: Console, results: Sequence[Result]) -> None:
+    """Print the first picture of each kind in full, and the sum over all pictures if there are more."""
+    shown = [list(group) for _, group in groupby(results, key=lambda result: result.case.title)]
+    kinds: dict[str, list[Result]] = {}
+    for group in shown:
+        kinds.setdefault(group[0].case.kind, group)
+    for group in kinds.values():
+        console.print(answers_table(group))
+    if results[0].case.prompt.answer is None:
+        console.print(Text("✓ the same answer as the full cache gives, ✗ another one", style="dim"))
+    if len(shown) > len(kinds):
+        console.print(summary_table(results))
+
+
+def paint(results: Sequence[Result], layers: int, keep: float, out: Path) -> bool:
+    """Draw one question; False if its image tokens cannot be laid out on a grid."""
+    wanted = [result for result in results if (result.case.kind, result.case.task) == PICTURED]
+    result = (wanted or list(results))[0]
+    if result.layout is None:
+        return False
+    subject = Subject(result.image, result.layout, result.case.prompt.question, result.case.prompt.answer, f"{keep:.0%}")
+    marks = {name: result.is_right(name) for name in result.answers}
+    draw_picture(subject, result.answers, marks, layers, out)
+    return True

@@ -1,0 +1,78 @@
+"""The demo's tables: answers picture by picture, and how many were right in all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from kvpolicy import format_bytes
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from .answers import Answer
+from .results import Result
+
+__all__ = ["answers_table", "summary_table"]
+
+
+def answers_table(results: Sequence[Result]) -> Table:
+    """One picture: a row per policy, a column per question, and what the cache cost, averaged over the questions."""
+    table = Table(title=results[0].case.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("policy", style="cyan", no_wrap=True)
+    for result in results:
+        table.add_column(Text(result.case.prompt.question), ratio=1, min_width=8)
+    for name in ("rows kept", "K/V bytes", "tok/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in results[0].answers:
+        answers = [result.answers[name] for result in results]
+        table.add_row(name, *(_marked(result, name) for result in results), *costs(answers))
+    return table
+
+
+def summary_table(results: Sequence[Result]) -> Table:
+    """Right answers by kind of picture and by question, over all pictures."""
+    table = Table(
+        title=f"right answers to {len(results)} questions", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+    )
+    table.add_column("policy", style="cyan", no_wrap=True)
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        for group in (result.case.kind, result.case.task):
+            groups.setdefault(group, []).append(result)
+    groups = dict(sorted(groups.items(), key=lambda group: group[0] not in ("grid", "photo")))
+    for number, group in enumerate((*groups, "all")):
+        table.add_column(group, justify="right", header_style="bold" if number < 2 or group == "all" else "")
+    table.add_column("K/V bytes", justify="right", no_wrap=True)
+    for name in results[0].answers:
+        cells = [_share(members, name) for members in (*groups.values(), results)]
+        table.add_row(name, *cells, costs([result.answers[name] for result in results])[1])
+    return table
+
+
+def costs(answers: Sequence[Answer]) -> tuple[str, str, str]:
+    """Rows kept of tokens seen (mean over layers), bytes of keys and values against the full cache's, tokens a second."""
+    rows = [_mean(answer.rows) for answer in answers]
+    held, whole = _mean(answer.kv_bytes for answer in answers), _mean(answer.full_kv_bytes for answer in answers)
+    speed = sum(answer.new_tokens for answer in answers) / sum(answer.seconds for answer in answers)
+    return (
+        f"{_mean(rows):.0f} of {_mean(answer.tokens for answer in answers):.0f}",
+        f"{format_bytes(held)} {held / whole:4.0%}",
+        f"{speed:.0f}",
+    )
+
+
+def _marked(result: Result, name: str) -> Text:
+    right = result.is_right(name)
+    text = result.answers[name].text or "(nothing)"
+    return Text(f"{'✓' if right else '✗'} {text}", style="green" if right else "red")
+
+
+def _share(results: Sequence[Result], name: str) -> Text:
+    right = sum(result.is_right(name) for result in results)
+    share = right / len(results)
+    return Text(f"{right}/{len(results)}", style="green" if share >= 0.9 else "yellow" if share >= 0.5 else "red")
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)

@@ -1,0 +1,38 @@
+"""Put a model's text attention under policies, and take it out again."""
+
+from __future__ import annotations
+
+from ._transformers import NAME, PreTrainedModel, attention_name, register, set_text_attention
+from .attention import mask, policy_attention
+
+__all__ = ["disable", "enable", "is_enabled"]
+
+_PREVIOUS = "_kvpolicy_previous_attention"
+
+
+def enable(model: PreTrainedModel) -> None:
+    """Let `PolicyCache` work on this model. Idempotent; without a `PolicyCache` the model runs as under sdpa.
+
+    Only the text decoder is switched: a vision tower keeps its attention. Nothing else is changed, and other models
+    are not touched.
+
+    Raises:
+        UnsupportedModelError: if the model does not take its attention from transformers' interface.
+    """
+    if is_enabled(model):
+        return
+    previous = attention_name(model)
+    register(policy_attention, mask)
+    set_text_attention(model, NAME)
+    setattr(model, _PREVIOUS, previous)
+
+
+def disable(model: PreTrainedModel) -> None:
+    """Give the model its previous attention back. Does nothing on a model that is not enabled."""
+    if is_enabled(model):
+        set_text_attention(model, getattr(model, _PREVIOUS, "sdpa"))
+
+
+def is_enabled(model: PreTrainedModel) -> bool:
+    """Whether `enable` is in force."""
+    return attention_name(model) == NAME

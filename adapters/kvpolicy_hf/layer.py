@@ -1,0 +1,127 @@
+"""One layer of a `PolicyCache`, as transformers sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from kvpolicy import CacheError, CacheView, Pass, Session, UnsupportedModelError
+from torch import Tensor
+
+from ._transformers import POLICY_OFFSET, CacheLayerMixin
+from .attention import LAYER
+
+if TYPE_CHECKING:
+    from .cache import PolicyCache
+
+__all__ = ["PolicyLayer"]
+
+
+class PolicyLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Hands new keys and values on to the attention function, which knows the padding and runs the policy.
+
+    Args:
+        cache: the cache it belongs to.
+        index: its place among the layers under the policy.
+    """
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self, cache: PolicyCache, index: int) -> None:
+        super().__init__()
+        self._cache, self._index = cache, index
+        self._module: torch.nn.Module | None = None
+        self.waiting = False  # keys were handed out and have not been attended to
+
+    @property
+    def _session(self) -> Session:
+        return self._cache.session
+
+    # What the attention function needs ------------------------------------------------------------------------------
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no token has passed."""
+        return self._session.length(self._index) == 0
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether some rows of the table are padding or empty."""
+        return not self._session.all_valid(self._index)
+
+    @property
+    def count_bias(self) -> bool:
+        """Whether merged rows weigh as many tokens as they stand for."""
+        return self._session.policy.count_bias
+
+    @property
+    def now(self) -> Pass:
+        """The forward pass under way."""
+        return self._cache.now
+
+    def bring_in(self, module: torch.nn.Module, keys: Tensor, values: Tensor, padding: Tensor | None) -> CacheView:
+        """Append the new rows; returns the table to attend over."""
+        if self._module is None:
+            self._cache.check_module(module)
+            self._module = module
+        elif self._module is not module:
+            self._cache.refuse_model(module)
+        self._cache.begin(self._session.length(self._index), keys, padding)
+        return self._session.append(self._index, keys, values, self.now)
+
+    def advance(self, queries: Tensor, scale: float) -> None:
+        """Let the policy act on what was just attended to."""
+        self._session.advance(self._index, queries.detach(), scale, self.now)
+        self.waiting = False
+
+    # What transformers asks -----------------------------------------------------------------------------------------
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the store allocates when it first has to write."""
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Pass the new rows on to the attention function, with this layer attached."""
+        self._cache.check_attended(self._index)
+        self.is_initialized = True
+        self.waiting = True
+        setattr(key_states, LAYER, self)
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        """Tokens seen (logical), padding included: the next token's position."""
+        return self._session.length(self._index)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Logical length, and an offset by which our mask function knows us; masks are made from the table itself."""
+        return self.get_seq_length() + query_length, POLICY_OFFSET
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: evicted rows cannot come back."""
+        if tokens_to_remove != 0:
+            _refuse(f"crop({tokens_to_remove})", "assisted and prompt-lookup decoding need it")
+
+    def offload(self) -> NoReturn:
+        """Refused: the table lives where the model's tensors are."""
+        _refuse("offload()", "build the PolicyCache without offloading")
+
+    def prefetch(self) -> NoReturn:
+        """Refused, see `offload`."""
+        _refuse("prefetch()", "build the PolicyCache without offloading")
+
+
+def _refuse(call: str, hint: str) -> NoReturn:
+    raise CacheError(f"PolicyCache does not support {call}: rows that a policy removed are gone. Hint: {hint}.")
+
+
+def not_attended(index: int) -> UnsupportedModelError:
+    """The error for a layer whose keys went elsewhere than to our attention."""
+    return UnsupportedModelError(
+        f"the keys of layer {index} never reached kvpolicy's attention: the model was disabled, or transforms its keys "
+        f"between cache and attention. Hint: enable(model), or use this model without a PolicyCache."
+    )

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Build the wheel, install it into a clean environment, and use it from outside the checkout.
+#
+#     scripts/check_wheel.sh            (with .venv)
+#     PYTHON=python3 scripts/check_wheel.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+root=$PWD
+python=${PYTHON:-$root/.venv/bin/python}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'echo "check_wheel: failed at line $LINENO: $BASH_COMMAND" >&2' ERR
+say() { echo "check_wheel: $*"; }
+
+say "building"
+isolation=()
+if "$python" -c "import hatchling" 2>/dev/null; then isolation=(--no-isolation); fi
+"$python" -m build --wheel "${isolation[@]}" --outdir "$work/dist" "$root" >"$work/build.log" 2>&1 || {
+    cat "$work/build.log" >&2
+    exit 1
+}
+wheel=$(echo "$work"/dist/kvpolicy-*.whl)
+
+say "installing $(basename "$wheel")[hf] into a clean environment"
+"$python" -m venv "$work/venv"
+bin=$work/venv/bin
+pip() { "$bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
+pip install -c "$root/constraints.txt" "torch==2.13.0"
+pip install -c "$root/constraints.txt" "kvpolicy[hf] @ file://$wheel"
+pip check
+
+mkdir "$work/elsewhere"
+cd "$work/elsewhere"
+unset PYTHONPATH
+export HF_HUB_OFFLINE=1 # the demo needs nothing but the wheel
+
+say "imports and type markers"
+"$bin/python" - "$root" <<'PYTHON'
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import kvpolicy
+
+assert "torch" not in sys.modules, "importing kvpolicy imported torch"
+
+import kvpolicy_hf
+
+checkout = Path(sys.argv[1]).resolve()
+for package in (kvpolicy, kvpolicy_hf):
+    assert checkout not in Path(package.__file__).resolve().parents, f"{package.__file__} is the checkout's"
+    assert (files(package) / "py.typed").is_file(), f"{package.__name__} has no py.typed"
+    for name in package.__all__:
+        getattr(package, name)
+assert (files(kvpolicy_hf) / "demo" / "assets" / "NOTICE").is_file(), "the demo's NOTICE is missing"
+PYTHON
+
+say "kvpolicy policies"
+"$bin/kvpolicy" policies >/dev/null
+
+say "kvpolicy demo"
+"$bin/kvpolicy" demo --out tmp.png >demo.log 2>&1 || {
+    cat demo.log >&2
+    exit 1
+}
+"$bin/python" -c "from PIL import Image; Image.open('tmp.png').verify()"
+
+say "ok"

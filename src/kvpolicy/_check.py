@@ -1,0 +1,44 @@
+"""Checks of arguments: each error names the argument, the value and what is allowed."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+from ._errors import PolicyError
+
+__all__ = ["check_choice", "check_count", "check_share", "check_stage"]
+
+
+def check_count(owner: str, name: str, value: Any, *, least: int = 0) -> None:
+    """Raise `PolicyError` unless ``value`` is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise PolicyError(f"{owner}({name}={value!r}): {name} must be an integer >= {least}.")
+
+
+def check_share(owner: str, name: str, value: Any, *, zero: bool = False) -> None:
+    """Raise `PolicyError` unless ``value`` is a number in (0, 1], or [0, 1] with ``zero``."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not real or not (0 < value <= 1 or (zero and value == 0)):
+        span = "[0, 1]" if zero else "(0, 1]"
+        raise PolicyError(f"{owner}({name}={value!r}): {name} is a fraction in {span}; 0.2 means one fifth.")
+
+
+def check_choice(owner: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raise `PolicyError` unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise PolicyError(f"{owner}({name}={value!r}): {name} must be one of {', '.join(map(repr, allowed))}.")
+
+
+def check_stage(owner: str, name: str, value: Any, protocol: type) -> None:
+    """Raise `PolicyError` unless ``value`` is an instance with the protocol's methods."""
+    if isinstance(value, type):
+        raise PolicyError(
+            f"{owner}({name}={value.__name__}): {name} takes an instance, not the class. "
+            f"Hint: {name}={value.__name__}(...)."
+        )
+    if not isinstance(value, protocol):
+        methods = ", ".join(sorted(n for n in vars(protocol) if not n.startswith("_")))
+        raise PolicyError(
+            f"{owner}({name}={value!r}): {type(value).__name__} does not implement {protocol.__name__}; it needs: {methods}."
+        )

@@ -1,0 +1,207 @@
+"""The torch backend: vectorised, chunked over queries, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._protocols import Backend
+from .._types import CacheView, Column, KeepMask, Plan, Quota, Scores, Step
+from ._torch_store import TorchStore
+
+__all__ = ["TorchBackend"]
+
+_FAR = torch.iinfo(torch.int64).max
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TorchBackend(Backend):
+    """PyTorch on the device of the tensors.
+
+    Args:
+        chunk_elements: logits held at once by `attention_mass`; its extra memory is four bytes times this, whatever
+            the prompt's length (at least one query's logits).
+    """
+
+    chunk_elements: int = 1 << 22
+
+    @property
+    def name(self) -> str:
+        """``torch``."""
+        return "torch"
+
+    def store(self, layer: int, num_layers: int, /) -> TorchStore:
+        """Preallocated rows that are written in place."""
+        return TorchStore(layer, num_layers, compact=self.compact)
+
+    def host(self, data: Tensor, /) -> np.ndarray[Any, Any]:
+        """A numpy copy; waits for the device."""
+        return data.detach().cpu().numpy()
+
+    def attention_mass(
+        self, view: CacheView, step: Step, /, *, window: int | None = None, group: Literal["mean", "max"] = "mean"
+    ) -> Scores:
+        """Exact column sums by a second pass over the logits, a chunk of queries at a time.
+
+        Rows of this pass stand at the end of the table in order (or, for a single query, anywhere), so a chunk only
+        meets the rows that its last query can see.
+        """
+        batch, heads, rows = view.shape
+        queries = step.queries
+        total = queries.shape[2]
+        counted = step.query_valid
+        if window is not None:
+            newer = counted.flip(-1).cumsum(-1).flip(-1)  # valid queries from here to the end
+            counted = counted & (newer <= window)
+        dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
+        keys = view.keys.to(dtype).unsqueeze(2)
+        queries = queries.reshape(batch, heads, -1, total, queries.shape[-1])
+        bias = _log_count(view, dtype) if step.count_bias else None
+        mass = torch.zeros(batch, heads, queries.shape[2], rows, dtype=dtype, device=queries.device)
+        chunk = max(1, self.chunk_elements // max(1, batch * heads * queries.shape[2] * rows))
+        first = max(0, total - window) if window is not None else 0
+        for start in range(first, total, chunk):
+            stop = min(start + chunk, total)
+            seen = rows - total + stop if total > 1 else rows
+            logits = (queries[..., start:stop, :].to(dtype) * step.scale) @ keys[..., :seen, :].transpose(-1, -2)
+            if bias is not None:
+                logits += bias[:, :, None, None, :seen]
+            hidden = _hidden(view, step.query_positions[:, start:stop], seen)
+            logits.masked_fill_(hidden.unsqueeze(2), -torch.inf)
+            shares = torch.softmax(logits, dim=-1)
+            # A query that sees nothing has NaN shares; it counts for nothing, like one on a padding token.
+            silent = hidden.all(-1).unsqueeze(2) | ~counted[:, None, None, start:stop]
+            mass[..., :seen] += shares.masked_fill_(silent.unsqueeze(-1), 0.0).sum(-2)
+        return mass.mean(2) if group == "mean" else mass.amax(2)
+
+    def top_k(self, scores: Scores, quota: Quota, view: CacheView, /) -> KeepMask:
+        """Sort by (score, arrival) and keep the first ``quota``; invalid rows sort last."""
+        quota = torch.as_tensor(quota, device=scores.device)
+        arrival = torch.where(view.valid, view.positions, -1)
+        order = arrival.argsort(dim=-1, descending=True)
+        valued = torch.where(view.valid, scores, -torch.inf).gather(-1, order)
+        order = order.gather(-1, valued.argsort(dim=-1, descending=True, stable=True))
+        return (_inverse(order) < quota[..., None]) & view.valid
+
+    def arrival_rank(self, view: CacheView, /) -> Tensor:
+        """Ranks by one sort of the positions."""
+        rank = _inverse(torch.where(view.valid, view.positions, _FAR).argsort(dim=-1))
+        return torch.where(view.valid, rank, view.shape[2])
+
+    def nearest_position(self, view: CacheView, keep: KeepMask, /) -> Tensor:
+        """Binary search among the kept positions."""
+        kept = keep & view.valid
+        places, rows = torch.where(kept, view.positions, _FAR).sort(dim=-1)
+        count = kept.sum(-1, keepdim=True)
+        after = torch.searchsorted(places, view.positions.contiguous())
+        before = (after - 1).clamp(min=0)
+        after = torch.minimum(after, (count - 1).clamp(min=0))
+        behind = (view.positions - places.gather(-1, before)).abs()
+        ahead = (places.gather(-1, after) - view.positions).abs()
+        nearest = rows.gather(-1, torch.where(ahead < behind, after, before))
+        return torch.where(view.valid & (count > 0), nearest, -1)
+
+    def segment_sum(self, data: Tensor, index: Tensor, /) -> Tensor:
+        """Scatter-add with a spare slot for what is left out."""
+        batch, heads, rows = index.shape[:3]
+        out = torch.zeros(batch, heads, rows + 1, dtype=data.dtype, device=data.device)
+        target = torch.where(index >= 0, index, rows).reshape(batch, heads, -1)
+        return out.scatter_add_(-1, target, data.reshape(batch, heads, -1))[..., :rows]
+
+    def compact(self, view: CacheView, plan: Plan, rows: int, /) -> CacheView:
+        """Gather the survivors in order of arrival, then add what folds into them."""
+        order = torch.where(plan.keep, view.positions, _FAR).argsort(dim=-1)[..., :rows]
+        kept = plan.keep.gather(-1, order)
+        keys, values = _pick(view.keys, order, kept), _pick(view.values, order, kept)
+        columns = {name: replace(c, data=_pick(c.data, order, kept)) for name, c in view.columns.items()}
+        if plan.into is not None and plan.weight is not None and plan.self_weight is not None:
+            fold = _Folding(view, plan, order, plan.into, plan.weight, plan.self_weight)
+            if plan.merge_keys:
+                keys = fold.vectors(view.keys, keys)
+            values = fold.vectors(view.values, values)
+            columns = {n: fold.column(view.columns[n], c) for n, c in columns.items()}
+        return CacheView(
+            keys=keys,
+            values=values,
+            positions=torch.where(kept, view.positions.gather(-1, order), -1),
+            valid=kept,
+            columns=columns,
+            registers={**view.registers, **plan.registers},
+            layer=view.layer,
+            num_layers=view.num_layers,
+        )
+
+
+class _Folding:
+    """Adds folded rows onto the survivors of a compaction, in at least float32."""
+
+    chunk = 4096  # rows folded at once: bounds the temporary copy
+
+    def __init__(
+        self, view: CacheView, plan: Plan, order: Tensor, into: Tensor, weight: Tensor, self_weight: Tensor
+    ) -> None:
+        self.kept_rows = order.shape[-1]
+        slot = torch.full_like(view.positions, self.kept_rows)  # where a kept row went; the spare slot otherwise
+        places = torch.arange(self.kept_rows, device=order.device).expand_as(order)
+        slot.scatter_(-1, order, torch.where(plan.keep.gather(-1, order), places, self.kept_rows))
+        goes = into >= 0
+        flat = into.clamp(min=0).flatten(2)
+        self.target = torch.where(goes, slot.gather(-1, flat).reshape(into.shape), self.kept_rows)  # [B, H, S, M]
+        self.weight = torch.where(goes, weight, 0.0)
+        self.self_weight = self_weight.gather(-1, order)
+        self.share = goes / goes.sum(-1, keepdim=True).clamp(min=1)
+        self.touched = torch.zeros(*order.shape[:2], self.kept_rows + 1, dtype=torch.bool, device=order.device)
+        self.touched.scatter_(-1, self.target.flatten(2), True)
+
+    def vectors(self, data: Tensor, survivors: Tensor) -> Tensor:
+        """``self_weight * survivor + sum of weight * row``; a survivor that nothing reaches keeps its bits."""
+        wide = torch.promote_types(data.dtype, torch.float32)
+        out = survivors.new_zeros(*survivors.shape[:2], self.kept_rows + 1, survivors.shape[-1], dtype=wide)
+        out[:, :, :-1] = survivors.to(wide) * self.self_weight[..., None]
+        weight = self.weight.to(wide)
+        for start in range(0, data.shape[2], self.chunk):
+            rows = data[:, :, start : start + self.chunk].to(wide)
+            for m in range(self.target.shape[-1]):
+                index = self.target[:, :, start : start + self.chunk, m, None].expand_as(rows)
+                out.scatter_add_(2, index, rows * weight[:, :, start : start + self.chunk, m, None])
+        keep_bits = ~self.touched[..., :-1, None] & (self.self_weight == 1)[..., None]
+        return torch.where(keep_bits, survivors, out[:, :, :-1].to(data.dtype))
+
+    def column(self, whole: Column, survivors: Column) -> Column:
+        """Sums go with their rows, shared evenly among several targets."""
+        if whole.on_merge == "keep":
+            return survivors
+        out = torch.nn.functional.pad(survivors.data, (0, 1)).clone()
+        moved = whole.data[..., None] * self.share.to(whole.data.dtype)
+        out.scatter_add_(-1, self.target.flatten(2), moved.flatten(2))
+        return replace(survivors, data=out[..., :-1])
+
+
+def _hidden(view: CacheView, query_positions: Tensor, seen: int) -> Tensor:
+    """bool [B, H, Q, seen]: rows that a query does not see."""
+    later = view.positions[..., None, :seen] > query_positions[:, None, :, None]
+    return later | ~view.valid[..., None, :seen]
+
+
+def _log_count(view: CacheView, dtype: torch.dtype) -> Tensor:
+    count: Mapping[str, Column] = view.columns
+    return count["count"].data.to(dtype).clamp(min=torch.finfo(dtype).tiny).log()
+
+
+def _inverse(order: Tensor) -> Tensor:
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
+
+
+def _pick(data: Tensor, order: Tensor, kept: Tensor) -> Tensor:
+    """Rows of [B, H, S] or [B, H, S, D] in this order, zeros where a slot stays empty."""
+    if data.ndim == 3:
+        return torch.where(kept, data.gather(-1, order), 0)
+    picked = data.gather(2, order[..., None].expand(-1, -1, -1, data.shape[-1]))
+    return picked.masked_fill_(~kept[..., None], 0)

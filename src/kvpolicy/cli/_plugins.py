@@ -1,0 +1,84 @@
+"""Commands that other packages bring: entry points of the group ``kvpolicy.commands``.
+
+An entry point names a function that `typer` can turn into a command. Its module may need packages that are not
+installed, and may be slow to import; so a plug-in is listed without being imported.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import typer
+
+GROUP = "kvpolicy.commands"
+
+
+def installed() -> Mapping[str, EntryPoint]:
+    """Every plug-in command by name, in alphabetical order."""
+    return {entry.name: entry for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)}
+
+
+def load(entry: EntryPoint) -> Any:
+    """Import a plug-in; one that cannot be imported becomes a command that says what to install."""
+    try:
+        function = entry.load()
+    except ImportError as error:
+        return placeholder(entry, error)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(entry.name)(function)
+    return typer.main.get_command(app)
+
+
+def placeholder(entry: EntryPoint, reason: ImportError | None = None) -> Any:
+    """A command with the plug-in's name and summary that takes any arguments and says what to install."""
+
+    def unavailable() -> None:
+        typer.secho(f"error: `kvpolicy {entry.name}` needs more than the core ({reason}).", fg="red", err=True)
+        typer.echo(f"Install it with:  {how_to_install(entry)}", err=True)
+        raise typer.Exit(1)
+
+    app = typer.Typer(add_completion=False)
+    app.command(
+        entry.name,
+        help=summary(entry),
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(unavailable)
+    return typer.main.get_command(app)
+
+
+def how_to_install(entry: EntryPoint) -> str:
+    """The pip command for a plug-in: ``kvpolicy_hf`` comes with the extra ``hf``, if its distribution has such a one."""
+    if entry.dist is None:
+        return f"pip install {entry.module.partition('.')[0]}"
+    extra = entry.module.partition(".")[0].rpartition("_")[2]
+    has = extra in (entry.dist.metadata.get_all("Provides-Extra") or [])
+    return f'pip install "{entry.dist.name}[{extra}]"' if has else f"pip install {entry.dist.name}"
+
+
+def summary(entry: EntryPoint) -> str:
+    """The first line of the plug-in function's docstring, read from its source; nothing is executed."""
+    package, *rest = entry.module.split(".")
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
+        return ""
+    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec is not None else []
+    for root in roots:
+        base = root.joinpath(*rest)
+        for source in (base.with_suffix(".py"), base / "__init__.py"):
+            if source.is_file():
+                return _docstring(source.read_text(encoding="utf-8"), entry.attr)
+    return ""
+
+
+def _docstring(source: str, function: str) -> str:
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""

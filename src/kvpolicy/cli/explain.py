@@ -1,0 +1,53 @@
+"""`kvpolicy explain NAME`: what a recipe computes and what it is made of."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from ._pretty import marked, pretty
+from ._recipes import KEEP, Recipe, find
+
+CODE = "ansi_dark"
+
+
+def explain(
+    name: Annotated[str, typer.Argument(help="A recipe, as `kvpolicy policies` lists them.", show_default=False)],
+) -> None:
+    """Show what a recipe computes, its source, its arguments and the stages it is made of."""
+    recipe = find(name)
+    console = Console()
+    console.print(Text(f"\n{recipe.name}", style="bold cyan"), Text(signature(recipe), style="dim"), sep="")
+    console.print(marked(recipe.summary))
+    console.print()
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column()
+    facts.add_row("formula", marked(recipe.formula))
+    facts.add_row("source", marked(recipe.source))
+    console.print(facts)
+    if recipe.arguments:
+        console.print(Text("\narguments", style="bold"))
+        arguments = Table.grid(padding=(0, 2))
+        arguments.add_column(style="cyan", no_wrap=True)
+        arguments.add_column()
+        for argument, text in recipe.arguments:
+            arguments.add_row(argument, marked(text))
+        console.print(Padding(arguments, (0, 0, 0, 2)))
+    call = f"{recipe.name}(keep={KEEP})" if recipe.takes_keep else f"{recipe.name}()"
+    console.print(Text.assemble("\n", ("composition", "bold"), (f"  of kvpolicy.{call}", "dim")))
+    code = Syntax(pretty(recipe.example()), "python", theme=CODE, background_color="default", word_wrap=True)
+    console.print(Padding(code, (0, 0, 1, 2)))
+
+
+def signature(recipe: Recipe) -> str:
+    """``(*, keep=None, first=1)``: names and defaults, without the annotations."""
+    parameters = inspect.signature(recipe.function).parameters.values()
+    return str(inspect.Signature([parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]))

@@ -1,0 +1,17 @@
+"""The do-nothing policy."""
+
+from __future__ import annotations
+
+from .._policy import Policy
+
+__all__ = ["full"]
+
+
+def full() -> Policy:
+    """Keep every row: the baseline of all comparisons, token for token the plain cache.
+
+    Formula: nothing is scored, evicted or merged.
+
+    Source: none.
+    """
+    return Policy()

@@ -1,0 +1,121 @@
+"""What a policy did to a cache, as fields and as a printed table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from ._policy import Policy
+
+__all__ = ["LayerReport", "Report", "format_bytes"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer.
+
+    Attributes:
+        rows: valid rows held, mean over batch rows and heads.
+        most: rows of the fullest head.
+        capacity: physical rows per head.
+        evicted: rows dropped so far, summed over batch rows and heads.
+        merged: rows folded into another so far, likewise.
+        exceeded: rows held above the budget at the last plan because they are protected, likewise.
+        kv_bytes: storage of keys and values.
+        full_kv_bytes: what keys and values of every token seen (padding included) would take.
+        column_bytes: storage of the scalar columns.
+    """
+
+    rows: float
+    most: int
+    capacity: int
+    evicted: int
+    merged: int
+    exceeded: int
+    kv_bytes: int
+    full_kv_bytes: int
+    column_bytes: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The whole request.
+
+    Attributes:
+        policy: the policy at work.
+        backend: which backend carried it out.
+        tokens: tokens seen by each batch row, padding not counted.
+        layers: one entry for each layer under the policy.
+    """
+
+    policy: Policy
+    backend: str
+    tokens: tuple[int, ...]
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of storage that keys and values take."""
+        return sum(layer.kv_bytes for layer in self.layers)
+
+    @property
+    def full_kv_bytes(self) -> int:
+        """Bytes that keys and values of all tokens seen would take."""
+        return sum(layer.full_kv_bytes for layer in self.layers)
+
+    @property
+    def column_bytes(self) -> int:
+        """Bytes of the scalar columns (positions, counts, accumulated attention)."""
+        return sum(layer.column_bytes for layer in self.layers)
+
+    @property
+    def evicted(self) -> int:
+        """Rows dropped, over all layers, batch rows and heads."""
+        return sum(layer.evicted for layer in self.layers)
+
+    @property
+    def merged(self) -> int:
+        """Rows folded into another, over all layers, batch rows and heads."""
+        return sum(layer.merged for layer in self.layers)
+
+    @property
+    def exceeded(self) -> int:
+        """Rows held above the budget because they are protected."""
+        return sum(layer.exceeded for layer in self.layers)
+
+    def __str__(self) -> str:
+        """A table, one line a layer."""
+        head = f"{'layer':>5} {'rows':>8} {'most':>6} {'slots':>6} {'evicted':>9} {'merged':>9} {'K/V':>10} {'full':>10}"
+        lines = [f"{self.policy!r}", f"tokens seen {_span(self.tokens)} · backend {self.backend}", "", head]
+        lines += [
+            f"{number:>5} {layer.rows:>8.1f} {layer.most:>6} {layer.capacity:>6} {layer.evicted:>9} {layer.merged:>9} "
+            f"{format_bytes(layer.kv_bytes):>10} {format_bytes(layer.full_kv_bytes):>10}"
+            for number, layer in enumerate(self.layers)
+        ]
+        share = self.kv_bytes / self.full_kv_bytes if self.full_kv_bytes else 1.0
+        lines.append(
+            f"{'all':>5} {'':>8} {'':>6} {'':>6} {self.evicted:>9} {self.merged:>9} "
+            f"{format_bytes(self.kv_bytes):>10} {format_bytes(self.full_kv_bytes):>10}   {share:.1%} of full, "
+            f"columns {format_bytes(self.column_bytes)}"
+        )
+        if self.exceeded:
+            lines.append(f"{self.exceeded} protected rows are held above the budget.")
+        return "\n".join(lines)
+
+
+def format_bytes(size: float) -> str:
+    """``1536`` as ``1.5 KiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+def _span(tokens: tuple[int, ...]) -> str:
+    if not tokens:
+        return "0"
+    low, high = min(tokens), max(tokens)
+    return str(high) if low == high else f"{low} to {high} ({len(tokens)} batch rows)"

@@ -1,0 +1,60 @@
+"""Scores from where a row came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from .._check import check_count
+from .._protocols import ImportanceScorer
+from .._repr import constructor_repr
+from .._types import CacheView, Scores, Step
+
+__all__ = ["FixedPoint", "Recency"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Recency(ImportanceScorer):
+    """The later a row arrived, the higher its score: the window of StreamingLLM (arXiv 2309.17453)."""
+
+    __repr__ = constructor_repr
+
+    def score(self, view: CacheView, step: Step, /) -> Scores:
+        """Arrival index as a float32."""
+        return view.xp.astype(view.positions, view.xp.float32)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FixedPoint(ImportanceScorer):
+    """Evict at a fixed place in the table: freeze the oldest rows and keep a recency window after them.
+
+    With ``p = max(prompt_kept - distance, first)`` the p oldest rows never leave; of the others the oldest goes
+    first. Removing "row p of the cache" at every step (Elastic Cache, arXiv 2407.18121, section 3.3) is the same
+    thing; the lower bound keeps p sensible for prompts shorter than the distance.
+
+    Args:
+        distance: rows of the compressed prompt that stay evictable, counted from its end.
+        first: rows at the start that are frozen however short the prompt is.
+    """
+
+    distance: int = 25
+    first: int = 1
+
+    __repr__ = constructor_repr
+
+    def __post_init__(self) -> None:
+        check_count("FixedPoint", "distance", self.distance)
+        check_count("FixedPoint", "first", self.first)
+
+    def score(self, view: CacheView, step: Step, /) -> Scores:
+        """+inf for the frozen rows, arrival index for the others."""
+        xp = view.xp
+        point = np.maximum(step.prompt_kept - self.distance, self.first)
+        point = xp.asarray(point, dtype=xp.int64, device=view.positions.device)
+        frozen = step.ops.arrival_rank(view) < point[:, None, None]
+        arrival = xp.astype(view.positions, xp.float32)
+        return xp.where(frozen, xp.full_like(arrival, float("inf")), arrival)

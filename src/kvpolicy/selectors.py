@@ -1,0 +1,62 @@
+"""Which rows fill the quota."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import final
+
+from ._check import check_count, check_share
+from ._protocols import Selector
+from ._repr import constructor_repr
+from ._types import Quota, Scored, Selection, Step
+
+__all__ = ["TopK"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TopK(Selector):
+    """The rows with the highest scores, beside rows that are always kept.
+
+    Protected rows count inside the quota; where they alone exceed it they stay all the same and the report says so.
+    Ties go to the later arrival.
+
+    Args:
+        first: protect the first so many tokens of each batch row (attention sinks).
+        last: protect the most recent so many.
+        recent: share of the quota, in [0, 1], that goes to the most recent rows whatever their score.
+    """
+
+    first: int = 0
+    last: int = 0
+    recent: float = 0.0
+
+    __repr__ = constructor_repr
+
+    def __post_init__(self) -> None:
+        check_count("TopK", "first", self.first)
+        check_count("TopK", "last", self.last)
+        check_share("TopK", "recent", self.recent, zero=True)
+
+    @property
+    def floor(self) -> int:
+        """Rows that stay however small the quota is: the engine then knows how many are kept without asking."""
+        return self.first + self.last
+
+    def select(self, scored: Scored, quota: Quota, step: Step, /) -> Selection:
+        """Protected rows, then the best of the others."""
+        view, xp = scored.view, scored.view.xp
+        quota = xp.asarray(quota, dtype=xp.int64, device=view.positions.device)
+        if not (self.floor or self.recent):
+            return Selection(step.ops.top_k(scored.scores, quota, view))
+        rank = step.ops.arrival_rank(view)
+        held = xp.sum(xp.astype(view.valid, xp.int64), axis=-1)
+        # The recent share is taken from what the first rows leave, so that it never pushes the quota up.
+        share = xp.astype(xp.floor(self.recent * xp.astype(quota, xp.float64)), xp.int64)
+        share = xp.minimum(share, quota - self.first)
+        last = xp.maximum(share, xp.full_like(quota, self.last))
+        protected = view.valid & ((rank < self.first) | (rank >= (held - last)[..., None]))
+        left = quota - xp.sum(xp.astype(protected, xp.int64), axis=-1)
+        others = replace(view, valid=view.valid & ~protected)
+        best = step.ops.top_k(scored.scores, xp.maximum(left, xp.zeros_like(left)), others)
+        return Selection(protected | best)
