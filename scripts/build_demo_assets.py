@@ -14,8 +14,9 @@ import json
 import sys
 from pathlib import Path
 
-from kvpolicy_hf.demo.scenes import ASSETS, NAMES, TILE
 from PIL import Image
+
+from kvpolicy_hf.demo.scenes import ASSETS, NAMES, TILE
 
 PHOTOS = {  # name in scikit-image -> the square to crop (left, top, side)
     "chelsea.png": (60, 0, 300),

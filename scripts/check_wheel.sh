@@ -10,7 +10,7 @@ root=$PWD
 python=${PYTHON:-$root/.venv/bin/python}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-trap 'echo "check_wheel: failed at line $LINENO: $BASH_COMMAND" >&2' ERR
+trap 'echo "check_wheel: failed at line $LINENO" >&2' ERR
 say() { echo "check_wheel: $*"; }
 
 say "building"

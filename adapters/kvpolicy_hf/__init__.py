@@ -1,13 +1,13 @@
 """kvpolicy for Hugging Face transformers, through its official seams: no patching, no hooks, nothing at import.
 
-    enable(model)
-    cache = PolicyCache(model, kvpolicy.elastic_cache(keep=0.2), inputs=inputs)
-    out = model.generate(**inputs, past_key_values=cache)
-    print(cache.report())
+enable(model)
+cache = PolicyCache(model, kvpolicy.elastic_cache(keep=0.2), inputs=inputs)
+out = model.generate(**inputs, past_key_values=cache)
+print(cache.report())
 """
 
 from .cache import PolicyCache
-from .enable import disable, enable, is_enabled
 from .segments import IMAGE, TEXT, segments
+from .switch import disable, enable, is_enabled
 
 __all__ = ["IMAGE", "TEXT", "PolicyCache", "disable", "enable", "is_enabled", "segments"]

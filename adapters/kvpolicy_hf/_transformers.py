@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from kvpolicy import UnsupportedModelError
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from kvpolicy import UnsupportedModelError
 
 __all__ = [
     "NAME",
@@ -72,7 +73,7 @@ def set_text_attention(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def native_layers(model: PreTrainedModel) -> list[tuple[CacheLayerMixin, bool]]:
+def native_layers(model: PreTrainedModel) -> list[tuple[Any, bool]]:
     """The layers that transformers itself would give this model, and whether each is plain full attention."""
     layers = DynamicCache(config=text_config(model)).layers
     return [(layer, type(layer) is DynamicLayer) for layer in layers]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from kvpolicy import CacheView, UnsupportedModelError
 from torch import Tensor
+
+from kvpolicy import CacheView, UnsupportedModelError
 
 from ._transformers import POLICY_OFFSET, is_plain_causal, plain_attention, sdpa_mask
 
@@ -57,9 +58,7 @@ def policy_attention(
     """
     layer: PolicyLayer | None = getattr(key, LAYER, None)
     if layer is None:
-        return plain_attention(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
+        return plain_attention(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     _check_served(module, attention_mask, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     fresh = layer.is_empty
@@ -95,4 +94,5 @@ def _visible(view: CacheView, layer: PolicyLayer, query: Tensor) -> Tensor | Non
     if layer.count_bias:
         count = view.columns["count"].data.clamp(min=1).log().to(query.dtype)
         seen = torch.where(seen, count[:, :, None], -torch.inf)
-    return seen.repeat_interleave(query.shape[1] // view.shape[1], dim=1)
+    expanded: Tensor = seen.repeat_interleave(query.shape[1] // view.shape[1], dim=1)
+    return expanded

@@ -7,19 +7,29 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
-from kvpolicy import CacheError, Listener, Pass, Policy, PolicyError, Report, Session, UnsupportedModelError
-from kvpolicy import backend_by_name
 from torch import Tensor
 
+from kvpolicy import (
+    CacheError,
+    Listener,
+    Pass,
+    Policy,
+    PolicyError,
+    Report,
+    Session,
+    UnsupportedModelError,
+    backend_by_name,
+)
+
 from ._transformers import Cache, PreTrainedModel, native_layers, padding_mask
-from .enable import is_enabled
 from .layer import PolicyLayer, not_attended
 from .segments import segments as segments_of
+from .switch import is_enabled
 
 __all__ = ["PolicyCache"]
 
 
-class PolicyCache(Cache):  # type: ignore[misc]
+class PolicyCache(Cache):
     """A key/value cache under a policy, for one request (one batch) of one model.
 
     Full-attention layers are put under the policy; sliding-window layers keep transformers' own cache.
@@ -81,6 +91,7 @@ class PolicyCache(Cache):  # type: ignore[misc]
         self._model = weakref.ref(model)
         self._segments = segments
         self._policed = [layer for layer in layers if isinstance(layer, PolicyLayer)]
+        self._native = [layer for layer in layers if not isinstance(layer, PolicyLayer)]
         self.session = Session(
             policy,
             backend_by_name(backend),
@@ -102,11 +113,10 @@ class PolicyCache(Cache):  # type: ignore[misc]
         """Forget everything; the cache can serve a new request of the same prompt length."""
         self.session.clear()
         self._now = None
-        for layer in self.layers:
-            if isinstance(layer, PolicyLayer):
-                layer.waiting = False
-            else:
-                layer.reset()
+        for layer in self._policed:
+            layer.waiting = False
+        for native in self._native:
+            native.reset()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Beams: rows, columns and registers go with their batch row."""
@@ -126,9 +136,8 @@ class PolicyCache(Cache):  # type: ignore[misc]
         self.session.select_batch(index)
         if self._segments is not None and self.session.batch != self._segments.shape[0]:
             self._segments = self._expanded_segments(self.session.batch)
-        for layer in self.layers:
-            if not isinstance(layer, PolicyLayer):
-                layer.batch_select_indices(index)
+        for layer in self._native:
+            layer.batch_select_indices(index)
 
     # One forward pass -----------------------------------------------------------------------------------------------
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from kvpolicy import CacheError, CacheView, Pass, Session, UnsupportedModelError
 from torch import Tensor
+
+from kvpolicy import CacheError, CacheView, Pass, Session, UnsupportedModelError
 
 from ._transformers import POLICY_OFFSET, CacheLayerMixin
 from .attention import LAYER
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["PolicyLayer"]
 
 
-class PolicyLayer(CacheLayerMixin):  # type: ignore[misc]
+class PolicyLayer(CacheLayerMixin):
     """Hands new keys and values on to the attention function, which knows the padding and runs the policy.
 
     Args:

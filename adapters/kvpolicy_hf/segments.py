@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kvpolicy import PolicyError
 from torch import Tensor
+
+from kvpolicy import PolicyError
 
 from ._transformers import PreTrainedModel
 

@@ -40,5 +40,6 @@ def check_stage(owner: str, name: str, value: Any, protocol: type) -> None:
     if not isinstance(value, protocol):
         methods = ", ".join(sorted(n for n in vars(protocol) if not n.startswith("_")))
         raise PolicyError(
-            f"{owner}({name}={value!r}): {type(value).__name__} does not implement {protocol.__name__}; it needs: {methods}."
+            f"{owner}({name}={value!r}): {type(value).__name__} does not implement {protocol.__name__}; "
+            f"it needs: {methods}."
         )

@@ -49,8 +49,8 @@ def budget_of(pipeline: Pipeline, step: Step) -> Counts | None:
     rows = np.asarray(budget)
     if not np.issubdtype(rows.dtype, np.integer) or rows.shape not in ((), step.seen.shape) or np.any(rows < 1):
         raise PlanError(
-            f"{pipeline.schedule!r}.budget() returned {budget!r}: it must be None, an integer >= 1, or one such integer "
-            f"for each of the {len(step.seen)} batch rows."
+            f"{pipeline.schedule!r}.budget() returned {budget!r}: it must be None, an integer >= 1, or one such "
+            f"integer for each of the {len(step.seen)} batch rows."
         )
     return np.broadcast_to(rows.astype(np.int64), step.seen.shape)
 
@@ -124,7 +124,9 @@ def plan(pipeline: Pipeline, scored: Scored, quota: Quota, step: Step, *, check:
             reached = xp.reshape(xp.take_along_axis(made.keep, flat, axis=-1), made.into.shape)
             leaves = (view.valid & ~made.keep)[..., None]
             if bool(xp.any(goes & ~(reached & leaves))):
-                raise PlanError(f"plan of {_at(pipeline.merge, view)} folds a row that stays, or into one that does not.")
+                raise PlanError(
+                    f"plan of {_at(pipeline.merge, view)} folds a row that stays, or into one that does not."
+                )
     return made
 
 

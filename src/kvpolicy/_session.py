@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from .report import LayerReport, Report
 __all__ = ["Listener", "Pass", "Session"]
 
 Listener = Callable[[int, CacheView, Plan, Step], None]
+HeadCounts: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]  # [B, H]
 
 
 @final
@@ -60,7 +61,7 @@ class _Layer:
     seen: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
     prompt: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
     prompt_kept: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
-    held: np.ndarray[Any, np.dtype[np.int64]] = field(default_factory=lambda: np.zeros((0, 0), np.int64))  # [B, H]
+    held: HeadCounts = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     slots: int = 0  # rows in the view, valid or not
     limit: int | None = None  # slots that suffice while decoding, where the schedule is bounded
     row_bytes: int = 0  # one row of one head
@@ -253,13 +254,11 @@ class Session:
         state.held = kept
         state.slots = state.store.view().shape[2]
 
-    def _kept(
-        self, pipeline: Pipeline, state: _Layer, scored: Scored, made: Plan, quota: Quota
-    ) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Rows kept by each head: known in advance for a host quota and a selector that names its floor."""
+    def _kept(self, pipeline: Pipeline, state: _Layer, scored: Scored, made: Plan, quota: Quota) -> HeadCounts:
+        """Rows kept by each head: counted, or, unchecked, known in advance from a host quota and a selector's floor."""
         floor = getattr(pipeline.select, "floor", None)
-        if isinstance(floor, int) and isinstance(quota, np.ndarray):
-            return np.minimum(state.held, np.maximum(quota, floor))
+        if not self._check and isinstance(floor, int) and isinstance(quota, np.ndarray):
+            known: HeadCounts = np.minimum(state.held, np.maximum(quota, floor))
+            return known
         xp = scored.view.xp
         return np.asarray(self.ops.host(xp.sum(xp.astype(made.keep, xp.int64), axis=-1)))
-

@@ -10,7 +10,7 @@ D key dim, Dv value dim, Q queries of one forward pass, M targets per merged row
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import array_api_compat
 import numpy as np
 
-from ._errors import MissingColumnError
+from ._errors import MissingColumnError, PlanError
 
 if TYPE_CHECKING:
     from ._protocols import Backend
@@ -198,7 +198,8 @@ class Selection:
 class Plan:
     """What is to happen to a table; pure data, in the coordinates of the table it was made for.
 
-    A kept row ``n`` becomes ``self_weight[n] * row[n] + sum of weight[s, m] * row[s] over (s, m) with into[s, m] == n``.
+    A kept row ``n`` becomes ``self_weight[n] * row[n] + sum of weight[s, m] * row[s]`` over all (s, m) with
+    ``into[s, m] == n``.
     Rows that are neither kept nor folded into a kept row are dropped.
 
     Attributes:
@@ -217,5 +218,6 @@ class Plan:
     merge_keys: bool = True
     registers: Mapping[str, Array] = field(default_factory=lambda: EMPTY)
 
-
-Layers: TypeAlias = Sequence[Scored]
+    def __post_init__(self) -> None:
+        if self.into is not None and (self.weight is None or self.self_weight is None):
+            raise PlanError("Plan(into=...) needs weight= and self_weight= too: a fold without weights means nothing.")

@@ -87,7 +87,9 @@ class Report:
 
     def __str__(self) -> str:
         """A table, one line a layer."""
-        head = f"{'layer':>5} {'rows':>8} {'most':>6} {'slots':>6} {'evicted':>9} {'merged':>9} {'K/V':>10} {'full':>10}"
+        head = (
+            f"{'layer':>5} {'rows':>8} {'most':>6} {'slots':>6} {'evicted':>9} {'merged':>9} {'K/V':>10} {'full':>10}"
+        )
         lines = [f"{self.policy!r}", f"tokens seen {_span(self.tokens)} · backend {self.backend}", "", head]
         lines += [
             f"{number:>5} {layer.rows:>8.1f} {layer.most:>6} {layer.capacity:>6} {layer.evicted:>9} {layer.merged:>9} "

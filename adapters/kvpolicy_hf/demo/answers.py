@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
 from kvpolicy import CacheView, Phase, Plan, Policy, Step
 
-from ..cache import PolicyCache
+from .. import PolicyCache
 from .fates import Fate
 
 __all__ = ["Answer", "ask"]
+
+GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ def ask(model: Any, processor: Any, inputs: Any, policy: Policy, *, max_new_toke
     cache = PolicyCache(model, policy, inputs=inputs, listen=listen)
     began = time.perf_counter()
     with torch.inference_mode():
-        output = model.generate(**inputs, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False)
+        output = model.generate(**inputs, past_key_values=cache, max_new_tokens=max_new_tokens, **GREEDY)
     new = output[0, inputs["input_ids"].shape[1] :].tolist()  # waits for the device
     seconds = time.perf_counter() - began
     report = cache.report()

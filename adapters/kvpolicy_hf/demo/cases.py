@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from kvpolicy import KVPolicyError
 from PIL import Image, UnidentifiedImageError
+
+from kvpolicy import KVPolicyError
 
 from .prompts import Prompt
 from .scenes import NOTHING, TASKS, Kind, Scene, draw

@@ -6,19 +6,20 @@ import inspect
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from kvpolicy import RECIPES, Policy, PolicyError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 from transformers.utils import logging
 
-from ..attention import enable
+from kvpolicy import RECIPES, Policy, PolicyError
+
+from .. import enable
 from .cases import Case, drawn_cases, own_case
 from .loading import load
-from .picture import Subject, draw_picture
+from .picture import Row, Subject, draw_picture
 from .results import Result, run_case
 from .scenes import ASSETS
 from .tables import answers_table, summary_table
@@ -27,7 +28,7 @@ __all__ = ["demo"]
 
 PICTURES = 3  # of each kind, four questions each: 24 questions
 PICTURED = ("photo", "where")  # which case the picture shows
-SHORT, LONG = 8, 64  # most new tokens, for drawn pictures and for the user's own
+SHORT, LONG = 10, 64  # most new tokens, for drawn pictures and for the user's own
 
 NOTE = (
     "The shipped model knows only its own little world: forty emoji on a 4 x 4 grid, and questions such as "
@@ -59,19 +60,21 @@ def demo(
         int | None, typer.Option(help="Longest answer.", min=1, show_default=f"{SHORT}, or {LONG} with --image")
     ] = None,
 ) -> None:
-    """Ask a vision-language model the same questions under every policy.
+    r"""Ask a vision-language model the same questions under every policy.
 
-    Prints the answers, the cache rows and bytes and the speed, and draws which image patches each policy keeps, merges
-    and drops in every layer. Without --image it draws pictures whose right answers it knows, for a small model that
-    comes with the package: nothing is downloaded.
+    Prints the answers, the cache's rows and bytes and the speed, and draws
+    which image patches each policy keeps, merges and drops in every layer.
+
+    Without --image it makes up pictures whose right answers it knows, for a
+    small model that comes with the package: nothing is downloaded.
 
     Examples:
-
         kvpolicy demo
 
         kvpolicy demo --policy elastic_cache --policy h2o --keep 0.1 --seed 7
 
-        kvpolicy demo --image cat.jpg --question "What is on the sofa?" --model llava-hf/llava-1.5-7b-hf
+        kvpolicy demo --model llava-hf/llava-1.5-7b-hf \
+            --image cat.jpg --question "What is on the sofa?"
     """
     console = Console()
     policies = choose(policy or list(RECIPES), keep)
@@ -85,9 +88,9 @@ def demo(
         cases = drawn_cases(seed, pictures=1 if question else PICTURES, question=question)
     if (image or question) and model == str(ASSETS):
         console.print(Text(NOTE, style="yellow"))
-    results, layers = answer_all(cases, policies, model, max_new_tokens or (LONG if image else SHORT))
+    results = answer_all(cases, policies, model, max_new_tokens or (LONG if image else SHORT))
     show(console, results)
-    if paint(results, layers, keep, out):
+    if paint(results, keep, out):
         console.print(Text.assemble("picture: ", (str(out), "bold cyan")))
     else:
         console.print("no picture: this model's image tokens do not form one grid.")
@@ -108,10 +111,8 @@ def choose(names: Sequence[str], keep: float) -> dict[str, Policy]:
     return policies
 
 
-def answer_all(
-    cases: Sequence[Case], policies: Mapping[str, Policy], where: str, max_new_tokens: int
-) -> tuple[list[Result], int]:
-    """Load the model and ask everything, with a progress bar; returns the results and the number of layers."""
+def answer_all(cases: Sequence[Case], policies: Mapping[str, Policy], where: str, max_new_tokens: int) -> list[Result]:
+    """Load the model and ask everything, with a progress bar."""
     logging.disable_progress_bar()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -120,7 +121,7 @@ def answer_all(
         enable(model)
         run_case(cases[0], model, processor, dict(list(policies.items())[:1]), max_new_tokens=2)  # warm up
         progress.update(bar, description="asking", total=len(cases) * len(policies))
-        results = [
+        return [
             run_case(
                 case,
                 model,
@@ -131,7 +132,6 @@ def answer_all(
             )
             for case in cases
         ]
-    return results, model.config.get_text_config().num_hidden_layers
 
 
 def show(console: Console, results: Sequence[Result]) -> None:
@@ -148,13 +148,17 @@ def show(console: Console, results: Sequence[Result]) -> None:
         console.print(summary_table(results))
 
 
-def paint(results: Sequence[Result], layers: int, keep: float, out: Path) -> bool:
+def paint(results: Sequence[Result], keep: float, out: Path) -> bool:
     """Draw one question; False if its image tokens cannot be laid out on a grid."""
     wanted = [result for result in results if (result.case.kind, result.case.task) == PICTURED]
     result = (wanted or list(results))[0]
     if result.layout is None:
         return False
-    subject = Subject(result.image, result.layout, result.case.prompt.question, result.case.prompt.answer, f"{keep:.0%}")
-    marks = {name: result.is_right(name) for name in result.answers}
-    draw_picture(subject, result.answers, marks, layers, out)
+    prompt = result.case.prompt
+    subject = Subject(result.image, result.layout, prompt.shown, prompt.answer, f"{keep:.0%}", len(results))
+    rows = [
+        Row(name, answer, result.is_right(name), sum(other.is_right(name) for other in results))
+        for name, answer in result.answers.items()
+    ]
+    draw_picture(subject, rows, out)
     return True

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from kvpolicy import CacheView, Plan, Step
 
 __all__ = ["Fate"]

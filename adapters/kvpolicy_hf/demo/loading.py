@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
+
 from kvpolicy import KVPolicyError, UnsupportedModelError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 __all__ = ["LoadingError", "load"]
 
@@ -36,14 +42,16 @@ def load(where: str | Path) -> tuple[Any, Any]:
         config: Any = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise LoadingError(f"no model at {name!r}: {_first_line(error)}") from error
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise UnsupportedModelError(
-            f"{name!r} is a {config.model_type} model; the demo needs one that takes images and text (LLaVA, Qwen-VL …)."
+            f"{name!r} is a {config.model_type} model; the demo needs one that takes images and text (LLaVA, Qwen-VL)."
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         processor = AutoProcessor.from_pretrained(name)
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto" if device == "cuda" else torch.float32)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            name, dtype="auto" if device == "cuda" else torch.float32
+        )
     except (OSError, ValueError, ImportError) as error:
         raise LoadingError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
     return model.to(device).eval(), processor

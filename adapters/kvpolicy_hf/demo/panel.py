@@ -1,8 +1,8 @@
 """One panel of the picture: an image with each patch kept, merged or dropped, and the text tokens above and below it.
 
-A patch that stays is clear, with a bright outline (none where everything stays). A patch that was merged is tinted in the colour of the row that it
-went into, with a line to it. A patch that was dropped is dark. Where heads differ, brightness is the share of heads that
-keep the patch, and lines are head 0's.
+A patch that stays is clear, with a bright outline (none where everything stays). A patch that was merged is tinted in
+the colour of the row that it went into, with a line to it. A patch that was dropped is dark. Where heads differ,
+brightness is the share of heads that keep the patch, and lines are head 0's.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ def hues(count: int) -> list[Colour]:
     return [colorsys.hsv_to_rgb((0.11 + 0.381966 * number) % 1.0, 0.72, 1.0) for number in range(count)]
 
 
-def draw_panel(
-    axes: Any, image: np.ndarray[Any, Any], layout: Layout, fate: Fate, *, points: float
-) -> None:
+def draw_panel(axes: Any, image: np.ndarray[Any, Any], layout: Layout, fate: Fate, *, points: float) -> None:
     """Draw on axes that are one image width wide.
 
     Args:
@@ -67,12 +65,10 @@ def draw_panel(
         boxes |= _strip(axes, words, top, fate, colours, points)
     if not all(fate.kept == 1):
         _outline(axes, boxes, layout, fate, colours, points)
-    _lines(axes, boxes, fate, colours, points)
+    _lines(axes, boxes, layout, fate, colours, points)
 
 
-def _shade(
-    image: np.ndarray[Any, Any], layout: Layout, fate: Fate, colours: dict[int, Colour]
-) -> np.ndarray[Any, Any]:
+def _shade(image: np.ndarray[Any, Any], layout: Layout, fate: Fate, colours: dict[int, Colour]) -> np.ndarray[Any, Any]:
     """The image with its patches darkened and tinted, float [height, width, 3] in 0..1."""
     per_patch = max(4, 512 // layout.columns)
     size = (layout.columns * per_patch, layout.rows * per_patch)
@@ -113,7 +109,7 @@ def _strip(
                 box[0] + box[2] / 2,
                 top + STRIP / 2,
                 word,
-                color=str(0.36 + 0.6 * kept),
+                color=str(max(0.36 + 0.6 * kept, 0.7 if into >= 0 else 0.0)),
                 fontsize=min(points * 0.047, points * 1.5 / shares.sum()),
                 ha="center",
                 va="center_baseline",
@@ -153,13 +149,14 @@ def _outline(
 def _lines(
     axes: Any,
     boxes: dict[int, tuple[float, float, float, float]],
+    layout: Layout,
     fate: Fate,
     colours: dict[int, Colour],
     points: float,
 ) -> None:
-    """A thin line from every merged token to the one that it went into, which gets a dot."""
+    """A thin line from every merged patch to the token that it went into; a patch gets a dot there."""
     centre = {token: (left + width / 2, top + height / 2) for token, (left, top, width, height) in boxes.items()}
-    merged = [(token, int(fate.into[token])) for token in boxes if fate.into[token] >= 0]
+    merged = [(token, int(fate.into[token])) for token in layout.patches if fate.into[token] >= 0]
     crowd = min(1.0, (100 / max(len(merged), 1)) ** 0.5)
     axes.add_collection(
         LineCollection(
@@ -170,5 +167,5 @@ def _lines(
             zorder=5,
         )
     )
-    for anchor in {anchor for _, anchor in merged}:
+    for anchor in {anchor for _, anchor in merged} & set(layout.patches):  # on a word it would hide it
         axes.plot(*centre[anchor], "o", color=colours[anchor], markersize=points / 50 * crowd, zorder=6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from .fates import Fate
 from .layout import Layout
 from .panel import BACKGROUND, MARGIN, OUTLINE, draw_panel, hues
 
-__all__ = ["Subject", "draw_picture"]
+__all__ = ["Row", "Subject", "draw_picture"]
 
 INK, FAINT, GOOD, BAD = "#e6edf3", "#8b949e", "#3fb950", "#f85149"
 MOST_LAYERS = 6
-SIDE, LABEL, PANEL, GUTTER, EDGE, HEAD = 2.7, 1.8, 1.8, 0.2, 0.4, 1.2  # inches
+SIDE, LABEL, PANEL, GUTTER, EDGE, HEAD, BAR = 2.7, 1.8, 1.8, 0.2, 0.4, 1.22, 0.24  # inches
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Subject:
         question: the question.
         right: the right answer; None where it is not known, and answers are compared with the full cache's.
         budget: how the budget reads in the title, such as ``"20%"``.
+        asked: how many questions were asked in all.
     """
 
     image: np.ndarray[Any, Any]
@@ -42,41 +43,52 @@ class Subject:
     question: str
     right: str | None
     budget: str
+    asked: int
 
 
-def draw_picture(
-    subject: Subject, answers: Mapping[str, Answer], marks: Mapping[str, bool], layers: int, path: Path
-) -> None:
-    """Write the picture as PNG.
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One policy's line of the picture.
 
-    Args:
-        subject: the image, the prompt and the question.
-        answers: by policy name, in the order of the rows.
-        marks: by policy name, whether the answer is right.
-        layers: how many layers the model has; six of them at most are drawn, spread over the model.
-        path: where to write.
+    Attributes:
+        name: the policy.
+        answer: what it answered, and what it did with the prompt's tokens.
+        right: whether the answer is right.
+        score: how many of all the questions it answered rightly.
     """
+
+    name: str
+    answer: Answer
+    right: bool
+    score: int
+
+
+def draw_picture(subject: Subject, rows: Sequence[Row], path: Path) -> None:
+    """Write the picture as PNG; of a model with more than six layers, six spread over the model are drawn."""
+    layers = len(rows[0].answer.rows)
     shown = np.unique(np.linspace(0, layers - 1, min(layers, MOST_LAYERS)).round().astype(int)).tolist()
-    tall = PANEL * (subject.layout.rows / subject.layout.columns + 2 * MARGIN)
+    aspect = subject.layout.rows / subject.layout.columns + 2 * MARGIN
+    tall = PANEL * aspect
     matrix = EDGE + SIDE + GUTTER + LABEL  # where the panels begin
     width = matrix + len(shown) * (PANEL + GUTTER) + EDGE - GUTTER
-    height = HEAD + max(len(answers) * (tall + GUTTER), tall * SIDE / PANEL + 2.3) + EDGE - GUTTER
+    bars = 0.7 + BAR * len(rows) if subject.asked > 1 else 0.0
+    height = HEAD + max(len(rows) * (tall + GUTTER) - GUTTER, SIDE * aspect + 2.0 + bars) + EDGE
     page = _Page(width, height)
 
-    page.text(EDGE, 0.52, "What a KV-cache policy keeps of an image", size=17, weight="bold")
-    page.text(EDGE, 0.80, f"each policy may keep {subject.budget} of the cache", size=10.5, color=FAINT)
-    _sidebar(page, subject)
+    page.text(EDGE, 0.54, "What a KV-cache policy keeps of an image", size=17, weight="bold")
+    page.text(EDGE, 0.82, f"each policy may keep {subject.budget} of the cache", size=10.5, color=FAINT)
+    _sidebar(page, subject, rows)
     for column, layer in enumerate(shown):
         middle = matrix + column * (PANEL + GUTTER) + PANEL / 2
         page.text(middle, HEAD - 0.08, f"layer {layer + 1}", size=9.5, color=FAINT, ha="center")
-    for row, (name, answer) in enumerate(answers.items()):
-        top = HEAD + row * (tall + GUTTER)
-        _label(page, EDGE + SIDE + GUTTER, top + PANEL * MARGIN, name, answer, marks[name])
+    for number, row in enumerate(rows):
+        top = HEAD + number * (tall + GUTTER)
+        _label(page, EDGE + SIDE + GUTTER, top + PANEL * MARGIN, row)
         for column, layer in enumerate(shown):
-            fate = answer.fates.get(layer, Fate.everything(subject.layout.tokens))
+            fate = row.answer.fates.get(layer, Fate.everything(subject.layout.tokens))
             axes = page.axes(matrix + column * (PANEL + GUTTER), top, PANEL, tall)
             draw_panel(axes, subject.image, subject.layout, fate, points=PANEL * 72)
-    page.figure.savefig(path, dpi=150, facecolor=BACKGROUND)
+    page.figure.savefig(path, dpi=150, facecolor=BACKGROUND, format="png")
 
 
 class _Page:
@@ -103,40 +115,61 @@ class _Page:
         self.figure.text(left / self.width, 1 - top / self.height, text, fontsize=size, color=color, **style)
 
 
-def _sidebar(page: _Page, subject: Subject) -> None:
-    """The picture as it is, the question, the right answer and the legend."""
+def _sidebar(page: _Page, subject: Subject, rows: Sequence[Row]) -> None:
+    """The picture as it is, the question, the right answer, the legend, and the score over all questions."""
     tall = SIDE * (subject.layout.rows / subject.layout.columns + 2 * MARGIN)
     page.text(EDGE + SIDE / 2, HEAD - 0.08, "the prompt", size=9.5, color=FAINT, ha="center")
     whole = Fate.everything(subject.layout.tokens)
-    draw_panel(
-        page.axes(EDGE, HEAD, SIDE, tall), subject.image, subject.layout, whole, points=SIDE * 72
-    )
-    top = HEAD + tall + 0.3
-    for line in textwrap.wrap(subject.question, 32)[:3]:
+    draw_panel(page.axes(EDGE, HEAD, SIDE, tall), subject.image, subject.layout, whole, points=SIDE * 72)
+    top = HEAD + tall + 0.32
+    for line in textwrap.wrap(subject.question, 30)[:3]:
         page.text(EDGE, top, line, size=12, weight="bold")
-        top += 0.22
+        top += 0.24
     if subject.right is not None:
-        page.text(EDGE, top + 0.03, f"right answer: {subject.right}", size=10.5, color=GOOD)
-        top += 0.25
-    axes = page.axes(EDGE, top + 0.1, SIDE, 1.3)
+        page.text(EDGE, top + 0.02, f"right answer: {subject.right}", size=10.5, color=GOOD)
+        top += 0.24
+    _legend(page.axes(EDGE, top + 0.06, SIDE, 1.0))
+    if subject.asked > 1:
+        _scores(page, top + 1.5, subject, rows)
+
+
+def _legend(axes: Any) -> None:
     size, tint = 0.085, hues(1)[0]
-    entries = ("kept", "merged into the row of its colour", "dropped")
-    for number, entry in enumerate(entries):
-        y = 0.03 + number * 0.13
-        face = ("#57606a", (*tint, 0.55), "#1c2128")[number]
-        edge = (OUTLINE, tint, "#30363d")[number]
-        axes.add_patch(Rectangle((0.005, y), size, size, facecolor=face, edgecolor=edge, linewidth=(1.4, 0.6, 0.6)[number]))
-        axes.text(size + 0.05, y + size / 2, entry, color=INK, fontsize=9.5, va="center_baseline")
+    entries: tuple[tuple[str, Any, Any, float], ...] = (
+        ("kept", "#57606a", OUTLINE, 1.4),
+        ("merged into the row of its colour", (*tint, 0.55), tint, 0.6),
+        ("dropped", "#1c2128", "#30363d", 0.6),
+    )
+    for number, (entry, face, edge, line) in enumerate(entries):
+        top = 0.01 + number * 0.12
+        axes.add_patch(Rectangle((0.005, top), size, size, facecolor=face, edgecolor=edge, linewidth=line))
+        axes.text(size + 0.05, top + size / 2, entry, color=INK, fontsize=9.5, va="center_baseline")
 
 
-def _label(page: _Page, left: float, top: float, name: str, answer: Answer, right: bool) -> None:
+def _scores(page: _Page, top: float, subject: Subject, rows: Sequence[Row]) -> None:
+    """A bar per policy: right answers of all the questions asked."""
+    what = "right answers to" if subject.right is not None else "same answer as the full cache:"
+    page.text(EDGE, top, f"{what} {subject.asked} questions", size=10.5, weight="bold")
+    axes = page.axes(EDGE, top + 0.12, SIDE, BAR * len(rows))
+    thick, start, end = 0.035, 0.46, 0.84
+    for number, row in enumerate(rows):
+        middle = (number + 0.5) * BAR / SIDE
+        axes.text(0, middle, row.name, color=INK, fontsize=9.5, va="center_baseline")
+        for share, colour in ((1.0, "#21262d"), (row.score / subject.asked, GOOD)):
+            axes.add_patch(Rectangle((start, middle - thick / 2), (end - start) * share, thick, facecolor=colour))
+        score = f"{row.score}/{subject.asked}"
+        axes.text(1, middle, score, color=INK, fontsize=9.5, va="center_baseline", ha="right")
+
+
+def _label(page: _Page, left: float, top: float, row: Row) -> None:
     """The policy's name, its answer and what its cache cost."""
-    page.text(left, top + 0.18, name, size=12, weight="bold")
-    lines = textwrap.wrap(answer.text or "(nothing)", 18)[:3]
+    page.text(left, top + 0.18, row.name, size=12, weight="bold")
+    lines = textwrap.wrap(row.answer.text or "(nothing)", 18)[:3]
     for number, line in enumerate(lines):
-        mark = ("✓ " if right else "✗ ") if number == 0 else "   "
-        page.text(left, top + 0.48 + 0.2 * number, mark + line, size=11, color=GOOD if right else BAD)
-    below = top + 0.55 + 0.2 * len(lines)
-    rows = sum(answer.rows) / len(answer.rows)
-    page.text(left, below + 0.05, f"{rows:.0f} of {answer.tokens} rows", size=9.5, color=FAINT)
-    page.text(left, below + 0.24, f"{answer.kv_bytes / answer.full_kv_bytes:.0%} of the bytes", size=9.5, color=FAINT)
+        mark = ("✓ " if row.right else "✗ ") if number == 0 else "   "
+        page.text(left, top + 0.48 + 0.2 * number, mark + line, size=11, color=GOOD if row.right else BAD)
+    below = top + 0.6 + 0.2 * len(lines)
+    kept = sum(row.answer.rows) / len(row.answer.rows)
+    share = row.answer.kv_bytes / row.answer.full_kv_bytes
+    page.text(left, below, f"{kept:.0f} of {row.answer.tokens} rows", size=9.5, color=FAINT)
+    page.text(left, below + 0.19, f"{share:.0%} of the bytes", size=9.5, color=FAINT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +57,6 @@ def run_case(
     right = case.prompt.answer
     if right is None:
         same = next((name for name, policy in policies.items() if policy == full()), None)
-        right = (
-            answers[same] if same else ask(model, processor, inputs, full(), max_new_tokens=max_new_tokens)
-        ).text
+        right = (answers[same] if same else ask(model, processor, inputs, full(), max_new_tokens=max_new_tokens)).text
     layout = Layout.of(inputs, model.config, processor.tokenizer)
     return Result(case, answers, right, layout, seen_by_model(inputs, processor, case.prompt.image))

@@ -5,7 +5,9 @@ Two kinds of picture, because a policy can only be judged where information is s
 - ``grid``: an object in all sixteen cells, every image token matters;
 - ``photo``: one to four objects on a real photograph, most image tokens do not.
 
-A password stands *before* the image, so that a policy which only looks at recent rows has something to forget.
+A password stands *before* the image, so that a policy which only looks at recent rows has something to forget. An
+answer first repeats what it was asked about ("b2 cat"): its first token comes out of the prefill, which still attends
+to every row, and what is to be found out must come from the compressed cache.
 """
 
 from __future__ import annotations
@@ -61,15 +63,16 @@ class Scene:
             cell = int(rng.integers(len(CELLS)))
             if self.kind == "photo" and rng.random() < 0.7:  # mostly ask about a cell that holds something
                 cell = int(rng.choice(self._taken()))
-            return Question(task, f"what is at {CELLS[cell]} ?", self.objects[cell])
+            return Question(task, f"what is at {CELLS[cell]}", f"{CELLS[cell]} {self.objects[cell]}")
         if task == "where":
             cell = int(rng.choice(self._taken()))
-            return Question(task, f"where is the {self.objects[cell]} ?", CELLS[cell])
+            return Question(task, f"where is the {self.objects[cell]}", f"{self.objects[cell]} {CELLS[cell]}")
         if task == "row":
             row = int(rng.choice(self._taken())) // GRID
-            names = self.objects[row * GRID : (row + 1) * GRID]
-            return Question(task, f"read row {'abcd'[row]} ?", " ".join(names))
-        return Question(task, "what is the password ?", self.password)
+            cells = range(row * GRID, (row + 1) * GRID)
+            told = " ".join(f"{CELLS[cell]} {self.objects[cell]}" for cell in cells)
+            return Question(task, f"read row {'abcd'[row]}", told)
+        return Question(task, "what is the password", f"password {self.password}")
 
     def _taken(self) -> list[int]:
         return [cell for cell, name in enumerate(self.objects) if name != NOTHING]
@@ -123,7 +126,8 @@ def _photo(rng: np.random.Generator) -> np.ndarray:
     pixels = np.asarray(crop, dtype=np.float32)
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
-    return np.clip(pixels * rng.uniform(0.7, 1.2), 0, 255)
+    lit: np.ndarray = np.clip(pixels * rng.uniform(0.7, 1.2), 0, 255)
+    return lit
 
 
 def _paste(image: np.ndarray, cell: int, tile: np.ndarray) -> None:

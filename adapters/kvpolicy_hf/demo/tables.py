@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from kvpolicy import format_bytes
 from rich import box
 from rich.table import Table
 from rich.text import Text
+
+from kvpolicy import format_bytes
 
 from .answers import Answer
 from .results import Result
@@ -20,7 +21,7 @@ def answers_table(results: Sequence[Result]) -> Table:
     table = Table(title=results[0].case.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("policy", style="cyan", no_wrap=True)
     for result in results:
-        table.add_column(Text(result.case.prompt.question), ratio=1, min_width=8)
+        table.add_column(Text(result.case.prompt.shown), min_width=8)
     for name in ("rows kept", "K/V bytes", "tok/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in results[0].answers:
@@ -32,7 +33,10 @@ def answers_table(results: Sequence[Result]) -> Table:
 def summary_table(results: Sequence[Result]) -> Table:
     """Right answers by kind of picture and by question, over all pictures."""
     table = Table(
-        title=f"right answers to {len(results)} questions", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+        title=f"right answers to {len(results)} questions",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
     )
     table.add_column("policy", style="cyan", no_wrap=True)
     groups: dict[str, list[Result]] = {}
@@ -50,7 +54,7 @@ def summary_table(results: Sequence[Result]) -> Table:
 
 
 def costs(answers: Sequence[Answer]) -> tuple[str, str, str]:
-    """Rows kept of tokens seen (mean over layers), bytes of keys and values against the full cache's, tokens a second."""
+    """Rows kept of tokens seen (mean over layers), bytes against the full cache's, tokens a second."""
     rows = [_mean(answer.rows) for answer in answers]
     held, whole = _mean(answer.kv_bytes for answer in answers), _mean(answer.full_kv_bytes for answer in answers)
     speed = sum(answer.new_tokens for answer in answers) / sum(answer.seconds for answer in answers)
@@ -62,9 +66,16 @@ def costs(answers: Sequence[Answer]) -> tuple[str, str, str]:
 
 
 def _marked(result: Result, name: str) -> Text:
-    right = result.is_right(name)
-    text = result.answers[name].text or "(nothing)"
-    return Text(f"{'✓' if right else '✗'} {text}", style="green" if right else "red")
+    """The answer, green or red; in a wrong one the words that differ stand out."""
+    words, right = result.answers[name].text.split(), result.right.split()
+    if result.is_right(name):
+        return Text("✓ " + " ".join(words), style="green")
+    text = Text("✗ " + ("" if words else "(nothing)"), style="red")
+    for number, word in enumerate(words):
+        same = number < len(right) and word == right[number]
+        text.append(word + " ", style="dim" if same else "bold")
+    text.rstrip()
+    return text
 
 
 def _share(results: Sequence[Result], name: str) -> Text:

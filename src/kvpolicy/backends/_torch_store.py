@@ -95,10 +95,13 @@ class TorchStore(Store):
         """Write columns of the view into the storage."""
         table = self._held()
         for name, column in columns.items():
-            if name not in table.columns or table.columns[name].data.dtype != column.data.dtype:
+            known = table.columns.get(name)
+            if known is not None and known.data.dtype == column.data.dtype:
+                room = known.data
+            else:
                 room = column.data.new_zeros(table.positions.shape)
-                table.columns[name] = Column(room, column.on_merge)
-            table.columns[name].data[..., : table.used] = column.data
+            room[..., : table.used] = column.data
+            table.columns[name] = replace(column, data=room)
 
     def apply(self, plan: Plan, rows: int, /) -> None:
         """Punch holes where the storage stays in use; otherwise compact into a new storage of the right size."""
@@ -195,8 +198,8 @@ def _borrow(rows: Rows) -> _Table:
     return _Table(
         keys=rows.keys,
         values=rows.values,
-        positions=rows.positions[:, None].expand(shape).contiguous(),
-        valid=rows.valid[:, None].expand(shape).contiguous(),
+        positions=rows.positions[:, None].expand(shape).clone(),  # all layers share rows.positions: never write there
+        valid=rows.valid[:, None].expand(shape).clone(),
         columns=columns,
         used=shape[2],
     )

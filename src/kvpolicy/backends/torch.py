@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
@@ -53,26 +52,27 @@ class TorchBackend(Backend):
         meets the rows that its last query can see.
         """
         batch, heads, rows = view.shape
-        queries = step.queries
+        queries, places, counted = step.queries, step.query_positions, step.query_valid
+        single = queries.shape[2] == 1
+        if window is not None:  # the last valid queries of each batch row, wherever its padding lies, in order
+            last = counted.to(torch.uint8).argsort(dim=-1, stable=True)
+            last = last[:, max(0, last.shape[1] - window) :].sort(dim=-1).values
+            places, counted = places.gather(-1, last), counted.gather(-1, last)
+            queries = queries.take_along_dim(last[:, None, :, None], dim=2)
         total = queries.shape[2]
-        counted = step.query_valid
-        if window is not None:
-            newer = counted.flip(-1).cumsum(-1).flip(-1)  # valid queries from here to the end
-            counted = counted & (newer <= window)
         dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
         keys = view.keys.to(dtype).unsqueeze(2)
-        queries = queries.reshape(batch, heads, -1, total, queries.shape[-1])
+        queries = queries.reshape(batch, heads, queries.shape[1] // heads, total, queries.shape[-1])
         bias = _log_count(view, dtype) if step.count_bias else None
         mass = torch.zeros(batch, heads, queries.shape[2], rows, dtype=dtype, device=queries.device)
         chunk = max(1, self.chunk_elements // max(1, batch * heads * queries.shape[2] * rows))
-        first = max(0, total - window) if window is not None else 0
-        for start in range(first, total, chunk):
+        for start in range(0, total, chunk):
             stop = min(start + chunk, total)
-            seen = rows - total + stop if total > 1 else rows
+            seen = rows if single else rows - total + stop
             logits = (queries[..., start:stop, :].to(dtype) * step.scale) @ keys[..., :seen, :].transpose(-1, -2)
             if bias is not None:
                 logits += bias[:, :, None, None, :seen]
-            hidden = _hidden(view, step.query_positions[:, start:stop], seen)
+            hidden = _hidden(view, places[:, start:stop], seen)
             logits.masked_fill_(hidden.unsqueeze(2), -torch.inf)
             shares = torch.softmax(logits, dim=-1)
             # A query that sees nothing has NaN shares; it counts for nothing, like one on a padding token.
@@ -154,7 +154,7 @@ class _Folding:
         flat = into.clamp(min=0).flatten(2)
         self.target = torch.where(goes, slot.gather(-1, flat).reshape(into.shape), self.kept_rows)  # [B, H, S, M]
         self.weight = torch.where(goes, weight, 0.0)
-        self.self_weight = self_weight.gather(-1, order)
+        self.self_weight = torch.where(plan.keep.gather(-1, order), self_weight.gather(-1, order), 1.0)
         self.share = goes / goes.sum(-1, keepdim=True).clamp(min=1)
         self.touched = torch.zeros(*order.shape[:2], self.kept_rows + 1, dtype=torch.bool, device=order.device)
         self.touched.scatter_(-1, self.target.flatten(2), True)
@@ -186,12 +186,13 @@ class _Folding:
 def _hidden(view: CacheView, query_positions: Tensor, seen: int) -> Tensor:
     """bool [B, H, Q, seen]: rows that a query does not see."""
     later = view.positions[..., None, :seen] > query_positions[:, None, :, None]
-    return later | ~view.valid[..., None, :seen]
+    hidden: Tensor = later | ~view.valid[..., None, :seen]
+    return hidden
 
 
 def _log_count(view: CacheView, dtype: torch.dtype) -> Tensor:
-    count: Mapping[str, Column] = view.columns
-    return count["count"].data.to(dtype).clamp(min=torch.finfo(dtype).tiny).log()
+    count: Tensor = view.columns["count"].data
+    return count.to(dtype).clamp(min=torch.finfo(dtype).tiny).log()
 
 
 def _inverse(order: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
@@ -28,11 +27,9 @@ app.command()(explain)
 def _print_version(wanted: bool) -> None:
     if not wanted:
         return
-    try:
-        number = version("kvpolicy")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        number = "(not installed)"
-    typer.echo(f"kvpolicy {number}")
+    from .. import __version__
+
+    typer.echo(f"kvpolicy {__version__}")
     raise typer.Exit
 
 

@@ -31,7 +31,8 @@ class CommandGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import the plug-in that is about to run."""
         if args and args[0] not in self.commands and args[0] in installed():
-            self.add_command(load(installed()[args[0]]), args[0])
+            with Console(stderr=True).status(f"starting {args[0]}"):  # frameworks take seconds to import
+                self.add_command(load(installed()[args[0]]), args[0])
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

@@ -7,7 +7,7 @@ installed, and may be slow to import; so a plug-in is listed without being impor
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +53,7 @@ def placeholder(entry: EntryPoint, reason: ImportError | None = None) -> Any:
 
 
 def how_to_install(entry: EntryPoint) -> str:
-    """The pip command for a plug-in: ``kvpolicy_hf`` comes with the extra ``hf``, if its distribution has such a one."""
+    """The pip command for a plug-in: ``kvpolicy_hf`` comes with the extra ``hf``, if there is such a one."""
     if entry.dist is None:
         return f"pip install {entry.module.partition('.')[0]}"
     extra = entry.module.partition(".")[0].rpartition("_")[2]
@@ -63,18 +63,27 @@ def how_to_install(entry: EntryPoint) -> str:
 
 def summary(entry: EntryPoint) -> str:
     """The first line of the plug-in function's docstring, read from its source; nothing is executed."""
-    package, *rest = entry.module.split(".")
+    for source in _sources(entry.module):
+        if source.is_file():
+            return _docstring(source.read_text(encoding="utf-8"), entry.attr)
+    return ""
+
+
+def _sources(module: str) -> Iterator[Path]:
+    """Where a module's source may be. Asking for a submodule's own spec would import its parents."""
+    package, *rest = module.split(".")
     try:
         spec = find_spec(package)
     except (ImportError, ValueError):
-        return ""
-    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec is not None else []
-    for root in roots:
-        base = root.joinpath(*rest)
-        for source in (base.with_suffix(".py"), base / "__init__.py"):
-            if source.is_file():
-                return _docstring(source.read_text(encoding="utf-8"), entry.attr)
-    return ""
+        spec = None
+    if spec is None:
+        return
+    if not rest and spec.origin is not None:
+        yield Path(spec.origin)
+    for root in spec.submodule_search_locations or ():
+        if rest:
+            yield Path(root, *rest).with_suffix(".py")
+            yield Path(root, *rest, "__init__.py")
 
 
 def _docstring(source: str, function: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+from .._check import check_count
 from .._protocols import Assigner
 from .._repr import constructor_repr
 from .._types import Array, Scored, Selection, Step
@@ -19,13 +20,30 @@ class NearestPosition(Assigner):
 
     So the buckets between kept rows split at ``floor((t_k + t_{k+1}) / 2)``. Source: Elastic Cache (arXiv 2407.18121,
     section 3.2).
+
+    Args:
+        first: kept rows at the start that nothing is folded into. An attention sink works because its value is small;
+            averaged with its neighbours it no longer is one.
+        last: kept rows at the end that nothing is folded into.
     """
+
+    first: int = 0
+    last: int = 0
 
     __repr__ = constructor_repr
 
+    def __post_init__(self) -> None:
+        check_count("NearestPosition", "first", self.first)
+        check_count("NearestPosition", "last", self.last)
+
     def assign(self, scored: Scored, selection: Selection, step: Step, /) -> Array:
-        """int64 [B, H, S, 1]."""
+        """int64 [B, H, S, 1]; -1, so that a row is dropped, where no kept row may be folded into."""
         view, xp = scored.view, scored.view.xp
-        near = step.ops.nearest_position(view, selection.keep)
+        anchors = selection.keep
+        if self.first or self.last:
+            rank = step.ops.arrival_rank(view)
+            held = xp.sum(xp.astype(view.valid, xp.int64), axis=-1, keepdims=True)
+            anchors = anchors & (rank >= self.first) & (rank < held - self.last)
+        near = step.ops.nearest_position(view, anchors)
         leaves = view.valid & ~selection.keep
         return xp.where(leaves, near, xp.full_like(near, -1))[..., None]

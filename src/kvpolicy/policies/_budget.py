@@ -27,7 +27,9 @@ def schedule_for(
     given = {name: value for name, value in (("keep", keep), ("rows", rows), ("memory", memory)) if value is not None}
     if len(given) != 1:
         got = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "none"
-        raise PolicyError(f"{recipe}() takes exactly one of keep=, rows= and memory=; got {got}. Hint: {recipe}(keep=0.2).")
+        raise PolicyError(
+            f"{recipe}() takes exactly one of keep=, rows= and memory=; got {got}. Hint: {recipe}(keep=0.2)."
+        )
     if keep is not None:
         return KeepRatio(keep)
     if memory is not None:

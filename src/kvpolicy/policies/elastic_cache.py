@@ -23,7 +23,8 @@ def elastic_cache(
     """Merge the prompt around its most attended rows, then evict at a fixed point while decoding.
 
     Formula: prefill keeps the top rows of ``s_j = sum_i mean_h A[h, i, j]``, one set for all heads of a layer, and
-    replaces each kept row by the mean of itself and the dropped rows nearest to it by position; decode removes row
+    replaces each of them by the mean of itself and the dropped rows nearest to it by position (the protected first and
+    last rows stay as they are, as in the released code); decode removes row
     ``max(prompt_kept - distance, first)`` whenever there are more than ``round(keep * seen)``.
 
     Source: Liu et al., "Efficient Inference of Vision Instruction-Following Models with Elastic Cache", ECCV 2024,
@@ -46,7 +47,7 @@ def elastic_cache(
             schedule=schedule,
             score=AttentionMass(heads="mean"),
             select=TopK(first=first, last=last),
-            merge=Fold(NearestPosition(), Mean()),
+            merge=Fold(NearestPosition(first=first, last=last), Mean()),
         ),
         decode=Pipeline(schedule=schedule, score=FixedPoint(distance=distance, first=first)),
     )
