@@ -23,6 +23,7 @@ from rich.progress import track
 
 import kvpolicy
 from kvpolicy_hf import PolicyCache, enable
+from kvpolicy_hf.demo.command import ARMS
 from kvpolicy_hf.demo.loading import load
 from kvpolicy_hf.demo.scenes import ASSETS, TASKS, Kind, Question, Scene, draw
 
@@ -80,9 +81,9 @@ def main() -> None:
     enable(model)
     cases = draw_questions(args.images)
     arms = [("full", 1.0, kvpolicy.full())]
-    for name, make in kvpolicy.RECIPES.items():
+    for name in ARMS:
         if name != "full":
-            arms += [(name, keep, make(keep=keep)) for keep in args.keep]
+            arms += [(name, keep, kvpolicy.from_text(name, keep=keep)) for keep in args.keep]
     heads = [*(f"{kind}: {task}" for kind in KINDS for task in TASKS)]
     lines = [
         f"| policy | keep | right | grids | photos | {' | '.join(heads)} | bytes |",

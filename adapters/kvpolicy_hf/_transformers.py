@@ -54,9 +54,15 @@ def set_text_attention(model: PreTrainedModel, name: str) -> None:
     """Switch the text decoder's attention and nothing else.
 
     Raises:
-        UnsupportedModelError: if the model does not look its attention up by name.
+        UnsupportedModelError: if the model does not look its attention up by name, or cannot use sdpa.
     """
     config = text_config(model)
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel) and part.config is config]
+    if name == NAME and not all(part._supports_sdpa for part in [model, *parts]):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot run on sdpa (soft-capped logits, attention sinks, or no support for it), "
+            f"and kvpolicy's attention is built on it."
+        )
     if config is model.config:
         wanted: str | dict[str, str] = name
     else:

@@ -18,6 +18,8 @@ __all__ = ["LAYER", "mask", "policy_attention"]
 
 LAYER = "_kvpolicy_layer"  # attribute of a key tensor: the layer whose table it belongs to
 
+# What a model may pass to its attention that sdpa leaves out: attention sinks, and the rows that sparse attention picks.
+_LEFT_OUT_BY_SDPA = ("s_aux", "sinks", "indices", "block_indices")
 # What a model may pass to its attention that would change the logits in a way that our scores do not follow.
 _UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias", "sliding_window", "head_mask")
 
@@ -35,6 +37,10 @@ def mask(*, kv_offset: int = 0, attention_mask: Tensor | None = None, **kwargs: 
         raise UnsupportedModelError(
             "this model changes the causal mask of its full-attention layers (for example to let the tokens of an "
             "image see each other), which PolicyCache does not serve yet. Hint: use it without a PolicyCache."
+        )
+    if attention_mask is None:  # a mask of two dimensions also tells our attention that a policy is at work
+        attention_mask = torch.ones(
+            kwargs["batch_size"], kwargs["kv_length"], dtype=torch.bool, device=kwargs.get("device")
         )
     return attention_mask
 
@@ -56,8 +62,14 @@ def policy_attention(
     Raises:
         UnsupportedModelError: if the layer uses a feature that the policy's scores would not see.
     """
+    _refuse_if(module, [name for name in _LEFT_OUT_BY_SDPA if kwargs.get(name) is not None])
     layer: PolicyLayer | None = getattr(key, LAYER, None)
     if layer is None:
+        if attention_mask is not None and attention_mask.ndim == 2:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} changes its keys between cache and attention, which PolicyCache does not "
+                f"serve yet. Hint: use this model without a PolicyCache."
+            )
         return plain_attention(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     _check_served(module, attention_mask, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -75,6 +87,10 @@ def _check_served(module: torch.nn.Module, attention_mask: Tensor | None, kwargs
         used.append("is_causal=False")
     if attention_mask is not None and attention_mask.ndim != 2:
         used.append(f"a {attention_mask.ndim}-D attention mask")
+    _refuse_if(module, used)
+
+
+def _refuse_if(module: torch.nn.Module, used: list[str]) -> None:
     if used:
         raise UnsupportedModelError(
             f"{type(module).__name__} attends with {', '.join(used)}, which PolicyCache does not serve yet. "

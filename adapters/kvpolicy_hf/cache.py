@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -102,6 +103,17 @@ class PolicyCache(Cache):
         )
         self._now: Pass | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PolicyCache:
+        """An independent cache with the same rows: one system prompt for several requests."""
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        memo[id(self.session.policy)] = self.session.policy
+        for name, value in vars(self).items():
+            setattr(copied, name, copy.deepcopy(value, memo))
+        for layer in copied._policed:
+            layer.belong_to(copied)
+        return copied
+
     def __repr__(self) -> str:
         return f"PolicyCache({self.session.policy!r}, tokens={self.get_seq_length()})"
 
@@ -132,10 +144,20 @@ class PolicyCache(Cache):
         device = self._now.positions.device if self._now is not None else None
         self._select(torch.arange(batch, device=device).repeat_interleave(repeats))
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused, except for nothing: evicted rows cannot come back."""
+        for layer in self._policed:
+            layer.crop(tokens_to_remove)
+
+    def activate_past_recording(self) -> NoReturn:
+        """Refused: assisted and prompt-lookup decoding announce here that they will take tokens back."""
+        self._policed[0].refuse_rollback("taking tokens back")
+
     def _select(self, index: Tensor) -> None:
+        if self._segments is not None and self.session.batch:
+            segments = self._expanded_segments(self.session.batch)
+            self._segments = segments.index_select(0, index.to(segments.device))
         self.session.select_batch(index)
-        if self._segments is not None and self.session.batch != self._segments.shape[0]:
-            self._segments = self._expanded_segments(self.session.batch)
         for layer in self._native:
             layer.batch_select_indices(index)
 
@@ -178,6 +200,14 @@ class PolicyCache(Cache):
         model = self._model()
         if model is None or not any(part is module for part in model.modules()):
             self.refuse_model(module)
+
+    def check_enabled(self) -> None:
+        """Raise unless the model still runs on our attention."""
+        model = self._model()
+        if model is not None and not is_enabled(model):
+            raise UnsupportedModelError(
+                f"this {type(model).__name__} was disabled after the PolicyCache was made. Hint: enable(model)."
+            )
 
     def refuse_model(self, module: torch.nn.Module) -> NoReturn:
         """The cache was made for other weights."""

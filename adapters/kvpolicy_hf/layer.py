@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -31,9 +32,21 @@ class PolicyLayer(CacheLayerMixin):
 
     def __init__(self, cache: PolicyCache, index: int) -> None:
         super().__init__()
-        self._cache, self._index = cache, index
-        self._module: torch.nn.Module | None = None
+        self._index = index
+        self._module: weakref.ref[torch.nn.Module] | None = None
         self.waiting = False  # keys were handed out and have not been attended to
+        self.belong_to(cache)
+
+    def belong_to(self, cache: PolicyCache) -> None:
+        """Serve this cache; held weakly, so that a cache which is let go frees its memory at once."""
+        self._owner = weakref.ref(cache)
+
+    @property
+    def _cache(self) -> PolicyCache:
+        cache = self._owner()
+        if cache is None:
+            raise CacheError("this layer's PolicyCache is gone. Hint: keep the cache while the model runs on it.")
+        return cache
 
     @property
     def _session(self) -> Session:
@@ -63,18 +76,25 @@ class PolicyLayer(CacheLayerMixin):
 
     def bring_in(self, module: torch.nn.Module, keys: Tensor, values: Tensor, padding: Tensor | None) -> CacheView:
         """Append the new rows; returns the table to attend over."""
+        if not self.waiting:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} attends more than once to the keys of layer {self._index}, which PolicyCache "
+                f"does not serve yet. Hint: use this model without a PolicyCache."
+            )
         if self._module is None:
             self._cache.check_module(module)
-            self._module = module
-        elif self._module is not module:
+            self._module = weakref.ref(module)
+        elif self._module() is not module:
             self._cache.refuse_model(module)
+        self.waiting = False
         self._cache.begin(self._session.length(self._index), keys, padding)
+        if self.is_empty:  # the table borrows its first rows
+            keys, values = _alone(keys), _alone(values)
         return self._session.append(self._index, keys, values, self.now)
 
     def advance(self, queries: Tensor, scale: float) -> None:
         """Let the policy act on what was just attended to."""
         self._session.advance(self._index, queries.detach(), scale, self.now)
-        self.waiting = False
 
     # What transformers asks -----------------------------------------------------------------------------------------
 
@@ -96,6 +116,7 @@ class PolicyLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Logical length, and an offset by which our mask function knows us; masks are made from the table itself."""
+        self._cache.check_enabled()
         return self.get_seq_length() + query_length, POLICY_OFFSET
 
     def get_max_length(self) -> int:
@@ -105,7 +126,11 @@ class PolicyLayer(CacheLayerMixin):
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: evicted rows cannot come back."""
         if tokens_to_remove != 0:
-            _refuse(f"crop({tokens_to_remove})", "assisted and prompt-lookup decoding need it")
+            self.refuse_rollback(f"crop({tokens_to_remove})")
+
+    def refuse_rollback(self, call: str) -> NoReturn:
+        """Evicted rows cannot come back."""
+        _refuse(call, "assisted and prompt-lookup decoding need it; generate without them")
 
     def offload(self) -> NoReturn:
         """Refused: the table lives where the model's tensors are."""
@@ -114,6 +139,11 @@ class PolicyLayer(CacheLayerMixin):
     def prefetch(self) -> NoReturn:
         """Refused, see `offload`."""
         _refuse("prefetch()", "build the PolicyCache without offloading")
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor without the rest of its storage: a model that projects all at once hands out slices."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _refuse(call: str, hint: str) -> NoReturn:

@@ -28,6 +28,7 @@ from ._protocols import (
     Weigher,
 )
 from ._session import Listener, Pass, Session
+from ._text import from_text
 from ._types import (
     Array,
     CacheView,
@@ -112,6 +113,7 @@ __all__ = [
     "backend_for",
     "elastic_cache",
     "format_bytes",
+    "from_text",
     "full",
     "h2o",
     "mergers",

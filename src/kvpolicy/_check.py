@@ -24,7 +24,7 @@ def check_share(owner: str, name: str, value: Any, *, zero: bool = False) -> Non
         raise PolicyError(f"{owner}({name}={value!r}): {name} is a fraction in {span}; 0.2 means one fifth.")
 
 
-def check_choice(owner: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def check_choice(owner: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raise `PolicyError` unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise PolicyError(f"{owner}({name}={value!r}): {name} must be one of {', '.join(map(repr, allowed))}.")

@@ -7,13 +7,14 @@ carried into the cache.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ._errors import PlanError
 from ._policy import Pipeline, Policy
-from ._protocols import Observer
-from ._types import CacheView, Column, Counts, Phase, Plan, Quota, Scored, Step
+from ._protocols import Merger, Observer
+from ._types import CacheView, Column, Counts, Phase, Plan, Quota, Scored, Selection, Step
 
 __all__ = ["allocate", "budget_of", "observe", "plan", "score"]
 
@@ -22,7 +23,11 @@ def observe(policy: Policy, view: CacheView, step: Step) -> Mapping[str, Column]
     """The columns that this pass adds to.
 
     The decode scorer observes prompts too, because what it accumulates must include them; the prefill scorer observes
-    only prompts. Equal scorers observe once.
+    only prompts. Equal scorers observe once; all see the table as it was before this pass was observed, so that two
+    that add to the same column do not count it twice.
+
+    Raises:
+        PlanError: if an observer does not return columns of the table's shape.
     """
     pipelines = [policy.decode] if step.phase is Phase.DECODE else [policy.prefill, policy.decode]
     observers: list[Observer] = []
@@ -31,7 +36,13 @@ def observe(policy: Policy, view: CacheView, step: Step) -> Mapping[str, Column]
             observers.append(pipeline.score)
     columns: dict[str, Column] = {}
     for observer in observers:
-        for name, column in observer.observe(view.with_columns(columns), step).items():
+        seen: Any = observer.observe(view, step)
+        if not isinstance(seen, Mapping) or not all(isinstance(column, Column) for column in seen.values()):
+            raise PlanError(
+                f"{_at(observer, view)} returned a {type(seen).__name__}; observe() must return a mapping of names to "
+                f"Columns."
+            )
+        for name, column in seen.items():
             _check_shape(f"column {name!r} of", observer, column.data, view)
             columns[name] = column
     return columns
@@ -46,7 +57,10 @@ def budget_of(pipeline: Pipeline, step: Step) -> Counts | None:
     budget = pipeline.schedule.budget(step)
     if budget is None:
         return None
-    rows = np.asarray(budget)
+    try:
+        rows = np.asarray(budget)
+    except ValueError:  # a ragged list
+        rows = np.asarray(None)
     if not np.issubdtype(rows.dtype, np.integer) or rows.shape not in ((), step.seen.shape) or np.any(rows < 1):
         raise PlanError(
             f"{pipeline.schedule!r}.budget() returned {budget!r}: it must be None, an integer >= 1, or one such "
@@ -81,18 +95,24 @@ def allocate(pipeline: Pipeline, budget: Counts, layers: Sequence[Scored], step:
     """Quotas for these layers.
 
     Raises:
-        PlanError: if there is not one [B, H] quota a layer, or the total is not the budget.
+        PlanError: if there is not one [B, H] quota of integers >= 0 a layer, or the total is not the budget.
     """
     quotas = pipeline.allocate.allocate(budget, layers, step)
-    if len(quotas) != len(layers):
-        raise PlanError(f"{pipeline.allocate!r} returned {len(quotas)} quotas for {len(layers)} layers.")
+    if not hasattr(quotas, "__len__") or len(quotas) != len(layers):
+        got = len(quotas) if hasattr(quotas, "__len__") else type(quotas).__name__
+        raise PlanError(f"{pipeline.allocate!r} returned {got} quotas for {len(layers)} layers.")
+    total = 0
     for quota, scored in zip(quotas, layers, strict=True):
-        if tuple(quota.shape) != scored.view.shape[:2]:
+        where, shape = _at(pipeline.allocate, scored.view), getattr(quota, "shape", None)
+        if shape is None or tuple(shape) != scored.view.shape[:2]:
             raise PlanError(
-                f"quota of {_at(pipeline.allocate, scored.view)} has shape {tuple(quota.shape)}; "
-                f"it must be [batch, heads] = {list(scored.view.shape[:2])}."
+                f"quota of {where} has shape {shape and tuple(shape)}; "
+                f"it must be an array [batch, heads] = {list(scored.view.shape[:2])}."
             )
-    total = sum(np.sum(step.ops.host(q) if not isinstance(q, np.ndarray) else q, axis=1) for q in quotas)
+        rows = quota if isinstance(quota, np.ndarray) else step.ops.host(quota)
+        if not np.issubdtype(rows.dtype, np.integer) or np.any(rows < 0):
+            raise PlanError(f"quota of {where} is {rows.tolist()}; it must be integers >= 0.")
+        total = total + np.sum(rows, axis=1)
     due = budget * sum(scored.view.shape[1] for scored in layers)
     if not np.array_equal(total, due):
         raise PlanError(f"{pipeline.allocate!r} handed out {total} rows in all; the budget is exactly {due}.")
@@ -108,33 +128,65 @@ def plan(pipeline: Pipeline, scored: Scored, quota: Quota, step: Step, *, check:
     """
     view, xp = scored.view, scored.view.xp
     selection = pipeline.select.select(scored, quota, step)
-    _check_shape("selection of", pipeline.select, selection.keep, view)
+    if not isinstance(selection, Selection):
+        raise PlanError(
+            f"{_at(pipeline.select, view)} returned a {type(selection).__name__}; select() must return a Selection."
+        )
+    _check_mask("selection of", pipeline.select, selection.keep, view)
     made = pipeline.merge.merge(scored, selection, step)
     if not isinstance(made, Plan):
         raise PlanError(f"{_at(pipeline.merge, view)} returned a {type(made).__name__}; merge() must return a Plan.")
-    _check_shape("plan of", pipeline.merge, made.keep, view)
+    _check_mask("plan of", pipeline.merge, made.keep, view)
     if check:
         if bool(xp.any(selection.keep & ~view.valid)):
             raise PlanError(f"selection of {_at(pipeline.select, view)} keeps padding or an empty slot.")
         if bool(xp.any(made.keep != selection.keep)):
             raise PlanError(f"plan of {_at(pipeline.merge, view)} does not keep the rows that were selected.")
-        if made.into is not None:
-            goes = made.into >= 0
-            flat = xp.reshape(xp.where(goes, made.into, xp.zeros_like(made.into)), (*made.into.shape[:2], -1))
-            reached = xp.reshape(xp.take_along_axis(made.keep, flat, axis=-1), made.into.shape)
-            leaves = (view.valid & ~made.keep)[..., None]
-            if bool(xp.any(goes & ~(reached & leaves))):
-                raise PlanError(
-                    f"plan of {_at(pipeline.merge, view)} folds a row that stays, or into one that does not."
-                )
+    if made.into is not None:
+        _check_folds(made, pipeline.merge, view, check=check)
     return made
 
 
-def _check_shape(what: str, stage: object, data: object, view: CacheView) -> None:
-    shape = getattr(data, "shape", None)
-    if shape is None or tuple(shape) != view.shape:
-        got = type(data).__name__ if shape is None else f"shape {list(shape)}"
-        raise PlanError(f"{what} {_at(stage, view)}: got {got}; needs [batch, heads, rows] = {list(view.shape)}.")
+def _check_folds(made: Plan, merge: Merger, view: CacheView, *, check: bool) -> None:
+    xp, where = view.xp, f"plan of {_at(merge, view)}"
+    into: Any = made.into
+    weight: Any = made.weight
+    own: Any = made.self_weight
+    if into.ndim != 4 or tuple(into.shape[:3]) != view.shape or into.dtype != xp.int64:
+        raise PlanError(
+            f"{where}: into is {into.dtype} {list(into.shape)}; needs int64 [batch, heads, rows, M] with "
+            f"[batch, heads, rows] = {list(view.shape)}."
+        )
+    for name, data, shape in (("weight", weight, into.shape), ("self_weight", own, view.shape)):
+        if tuple(data.shape) != tuple(shape):
+            raise PlanError(f"{where}: {name} has shape {list(data.shape)}; needs {list(shape)}.")
+    if not check:
+        return
+    goes = into >= 0
+    inside = goes & (into < view.shape[2])
+    flat = xp.reshape(xp.where(inside, into, xp.zeros_like(into)), (*view.shape[:2], -1))
+    reached = inside & xp.reshape(xp.take_along_axis(made.keep, flat, axis=-1), into.shape)
+    leaves = (view.valid & ~made.keep)[..., None]
+    if bool(xp.any(goes & ~(reached & leaves))):
+        raise PlanError(f"{where} folds a row that stays, or into one that does not.")
+    if bool(xp.any(goes & ~xp.isfinite(weight))) or bool(xp.any(made.keep & ~xp.isfinite(own))):
+        raise PlanError(f"{where} has weights that are NaN or infinite.")
+
+
+def _check_mask(what: str, stage: object, mask: Any, view: CacheView) -> None:
+    _check_shape(what, stage, mask, view)
+    if not view.xp.isdtype(mask.dtype, "bool"):
+        raise PlanError(f"{what} {_at(stage, view)} has dtype {mask.dtype}; it must be bool.")
+
+
+def _check_shape(what: str, stage: object, data: Any, view: CacheView) -> None:
+    of_its_library = isinstance(data, type(view.positions))
+    if not of_its_library or tuple(data.shape) != view.shape:
+        got = f"shape {list(data.shape)}" if of_its_library else f"{type(data).__module__}.{type(data).__name__}"
+        raise PlanError(
+            f"{what} {_at(stage, view)}: got {got}; needs a {type(view.positions).__name__} "
+            f"[batch, heads, rows] = {list(view.shape)}."
+        )
 
 
 def _at(stage: object, view: CacheView) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from ._check import check_stage
+from ._check import check_choice, check_stage
 from ._errors import PolicyError
 from ._protocols import Allocator, ImportanceScorer, Merger, Scheduler, Selector
 from ._repr import constructor_repr
@@ -59,7 +59,7 @@ class Policy:
         count_bias: attend with ``+ log(count)``, so that a merged row weighs as many tokens as it stands for.
 
     Raises:
-        PolicyError: if a pipeline is not a `Pipeline`.
+        PolicyError: if a pipeline is not a `Pipeline`, or count_bias not a bool.
     """
 
     prefill: Pipeline | None = None
@@ -69,6 +69,7 @@ class Policy:
     __repr__ = constructor_repr
 
     def __post_init__(self) -> None:
+        check_choice("Policy", "count_bias", self.count_bias, (True, False))
         for name in ("prefill", "decode"):
             pipeline = getattr(self, name)
             if pipeline is not None and not isinstance(pipeline, Pipeline):

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import array_api_compat
@@ -48,7 +47,7 @@ KeepMask: TypeAlias = Any  # bool [B, H, S]
 Quota: TypeAlias = Any  # int64 [B, H]; a numpy array where the host knows it, else the backend's
 Counts: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]  # int64 [B], always numpy: host knowledge costs no device sync
 
-EMPTY: Mapping[str, Any] = MappingProxyType({})
+EMPTY: Mapping[str, Any] = {}  # read-only by type; a mappingproxy could be neither copied nor pickled
 
 
 class Phase(Enum):

@@ -37,7 +37,7 @@ class KeepRatio(Scheduler):
 
     def budget(self, step: Step, /) -> Counts:
         """int64 [B]; padding does not count as seen, so a padded batch row gets what it would get alone."""
-        rows: Counts = np.maximum(np.rint(self.keep * step.seen), 1).astype(np.int64)
+        rows: Counts = np.maximum(np.rint(float(self.keep) * step.seen), 1).astype(np.int64)
         return rows
 
 

@@ -154,7 +154,8 @@ def _scores(page: _Page, top: float, subject: Subject, rows: Sequence[Row]) -> N
     thick, start, end = 0.035, 0.46, 0.84
     for number, row in enumerate(rows):
         middle = (number + 0.5) * BAR / SIDE
-        axes.text(0, middle, row.name, color=INK, fontsize=9.5, va="center_baseline")
+        size = min(9.5, 150 / len(row.name))
+        axes.text(0, middle, row.name, color=INK, fontsize=size, va="center_baseline")
         for share, colour in ((1.0, "#21262d"), (row.score / subject.asked, GOOD)):
             axes.add_patch(Rectangle((start, middle - thick / 2), (end - start) * share, thick, facecolor=colour))
         score = f"{row.score}/{subject.asked}"
@@ -163,7 +164,7 @@ def _scores(page: _Page, top: float, subject: Subject, rows: Sequence[Row]) -> N
 
 def _label(page: _Page, left: float, top: float, row: Row) -> None:
     """The policy's name, its answer and what its cache cost."""
-    page.text(left, top + 0.18, row.name, size=12, weight="bold")
+    page.text(left, top + 0.18, row.name, size=min(12, 200 / len(row.name)), weight="bold")
     lines = textwrap.wrap(row.answer.text or "(nothing)", 18)[:3]
     for number, line in enumerate(lines):
         mark = ("✓ " if row.right else "✗ ") if number == 0 else "   "

@@ -28,11 +28,6 @@ class Prompt:
     before: str = ""
     answer: str | None = None
 
-    @property
-    def shown(self) -> str:
-        """The question as people write it, without the space that word-level tokenizers need."""
-        return self.question.replace(" ?", "?")
-
     @classmethod
     def about(cls, scene: Scene, question: Question) -> Prompt:
         """The prompt for a question about a drawn scene."""

@@ -21,7 +21,7 @@ def answers_table(results: Sequence[Result]) -> Table:
     table = Table(title=results[0].case.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("policy", style="cyan", no_wrap=True)
     for result in results:
-        table.add_column(Text(result.case.prompt.shown), min_width=8)
+        table.add_column(Text(result.case.prompt.question), min_width=8)
     for name in ("rows kept", "K/V bytes", "tok/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in results[0].answers:
@@ -70,6 +70,8 @@ def _marked(result: Result, name: str) -> Text:
     words, right = result.answers[name].text.split(), result.right.split()
     if result.is_right(name):
         return Text("✓ " + " ".join(words), style="green")
+    if result.case.prompt.answer is not None and len(words) > len(right) + 1:  # it rambles; enough is seen
+        words = [*words[: len(right) + 1], "…"]
     text = Text("✗ " + ("" if words else "(nothing)"), style="red")
     for number, word in enumerate(words):
         same = number < len(right) and word == right[number]

@@ -1,8 +1,9 @@
 """Where the rows of a layer live on a device: preallocated, written in place, slots used again.
 
-A prompt is not copied on arrival: the store borrows the model's own tensors until a plan (or the next append) gives
-it a reason to write. A plan that leaves most of the storage in use only punches holes, and the next row is written
-into one; a plan that frees a good part of it moves the survivors to a smaller storage.
+A prompt is not copied on arrival: the store borrows the model's own tensors, and never writes to them, until a plan (or
+the next append) moves the rows to a storage of its own. A plan that leaves most of that in use only punches holes, and
+the next row is written into one; a plan that frees a good part of it, or meets more slots than a bounded policy may
+hold, moves the survivors to a smaller storage.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class _Table:
     valid: Tensor
     columns: dict[str, Column]
     used: int
+    borrowed: bool = False  # keys and values belong to the model
 
 
 @final
@@ -47,6 +49,7 @@ class TorchStore(Store):
         self._layer, self._num_layers, self._compact = layer, num_layers, compact
         self._table: _Table | None = None
         self._registers: Mapping[str, Array] = EMPTY
+        self._limit: int | None = None  # slots that suffice, if the policy is bounded
         self._most = 0  # no head holds more rows than this, so at least used - most slots of each are free
 
     @property
@@ -63,6 +66,7 @@ class TorchStore(Store):
 
     def append(self, rows: Rows, /, *, limit: int | None = None) -> CacheView:
         """Borrow the first rows; write later ones behind the table, a single one into a free slot if there is any."""
+        self._limit = limit
         if self._table is None:
             self._table = _borrow(rows)
         else:
@@ -107,7 +111,8 @@ class TorchStore(Store):
         """Punch holes where the storage stays in use; otherwise compact into a new storage of the right size."""
         table = self._held()
         wanted = rows + 1  # one slot more, for the row that arrives before the next eviction
-        if plan.into is None and wanted <= self.capacity <= wanted + wanted // 4:
+        bearable = wanted + wanted // 4 if self._limit is None else max(wanted, self._limit)
+        if plan.into is None and not table.borrowed and wanted <= self.capacity <= bearable:
             self._registers = {**self._registers, **plan.registers}
             gone = ~plan.keep
             table.positions[..., : table.used].masked_fill_(gone, -1)
@@ -128,7 +133,7 @@ class TorchStore(Store):
 
     def clear(self) -> None:
         """Release the storage."""
-        self._table, self._registers, self._most = None, EMPTY, 0
+        self._table, self._registers, self._limit, self._most = None, EMPTY, None, 0
 
     def _held(self) -> _Table:
         if self._table is None:
@@ -202,6 +207,7 @@ def _borrow(rows: Rows) -> _Table:
         valid=rows.valid[:, None].expand(shape).clone(),
         columns=columns,
         used=shape[2],
+        borrowed=True,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from .._check import check_stage
+from .._check import check_choice, check_stage
 from .._protocols import Assigner, Merger, Weigher
 from .._repr import constructor_repr
 from .._types import Plan, Scored, Selection, Step
@@ -33,6 +33,7 @@ class Fold(Merger):
     def __post_init__(self) -> None:
         check_stage("Fold", "assign", self.assign, Assigner)
         check_stage("Fold", "weigh", self.weigh, Weigher)
+        check_choice("Fold", "keys", self.keys, (True, False))
 
     def merge(self, scored: Scored, selection: Selection, step: Step, /) -> Plan:
         """One set of targets and weights for keys and values."""

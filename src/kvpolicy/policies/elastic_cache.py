@@ -41,12 +41,13 @@ def elastic_cache(
     Raises:
         PolicyError: unless exactly one of keep, rows and memory is given and in range.
     """
-    schedule = schedule_for("elastic_cache", keep=keep, rows=rows, memory=memory, floor=max(first + last, 1))
+    select = TopK(first=first, last=last)
+    schedule = schedule_for("elastic_cache", keep=keep, rows=rows, memory=memory, floor=max(select.floor, 1))
     return Policy(
         prefill=Pipeline(
             schedule=schedule,
             score=AttentionMass(heads="mean"),
-            select=TopK(first=first, last=last),
+            select=select,
             merge=Fold(NearestPosition(first=first, last=last), Mean()),
         ),
         decode=Pipeline(schedule=schedule, score=FixedPoint(distance=distance, first=first)),

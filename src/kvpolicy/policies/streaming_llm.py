@@ -29,6 +29,7 @@ def streaming_llm(
     Raises:
         PolicyError: unless exactly one of keep, rows and memory is given and in range.
     """
-    schedule = schedule_for("streaming_llm", keep=keep, rows=rows, memory=memory, floor=max(sinks, 1))
-    pipeline = Pipeline(schedule=schedule, score=Recency(), select=TopK(first=sinks))
+    select = TopK(first=sinks)
+    schedule = schedule_for("streaming_llm", keep=keep, rows=rows, memory=memory, floor=max(select.floor, 1))
+    pipeline = Pipeline(schedule=schedule, score=Recency(), select=select)
     return Policy(prefill=pipeline, decode=pipeline)

@@ -1,0 +1,46 @@
+"""Policies as text, for command lines: ``h2o``, ``elastic_cache(last=8)``."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+
+from ._errors import PolicyError
+from ._policy import Policy
+from .policies import RECIPES
+
+__all__ = ["from_text"]
+
+_BUDGETS = ("keep", "rows", "memory")
+
+
+def from_text(text: str, *, keep: float | None = None) -> Policy:
+    """The policy that a recipe's name, or its call with literal keyword arguments, describes. Nothing is evaluated.
+
+    Args:
+        text: ``"h2o"`` or ``"elastic_cache(last=8, rows=64)"``.
+        keep: the budget where the text names none; left out for recipes that take no budget.
+
+    Raises:
+        PolicyError: if the text is no such call, there is no such recipe, or it refuses the arguments.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+        if not isinstance(call.func, ast.Name) or call.args or any(word.arg is None for word in call.keywords):
+            raise ValueError
+        arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    except (ValueError, SyntaxError):
+        raise PolicyError(
+            f"policy {text!r} is neither a recipe nor a call of one with plain arguments. "
+            f"Hint: h2o, or 'elastic_cache(last=8)'."
+        ) from None
+    name = call.func.id
+    if name not in RECIPES:
+        raise PolicyError(f"no recipe {name!r}; there are: {', '.join(RECIPES)}.")
+    takes = inspect.signature(RECIPES[name]).parameters
+    if unknown := [argument for argument in arguments if argument not in takes]:
+        raise PolicyError(f"{name}({unknown[0]}=...): it takes {', '.join(takes) or 'no arguments'}.")
+    if keep is not None and "keep" in takes and not any(budget in arguments for budget in _BUDGETS):
+        arguments["keep"] = keep
+    return RECIPES[name](**arguments)
