@@ -151,10 +151,11 @@ def _scores(page: _Page, top: float, subject: Subject, rows: Sequence[Row]) -> N
     what = "right answers to" if subject.right is not None else "same answer as the full cache:"
     page.text(EDGE, top, f"{what} {subject.asked} questions", size=10.5, weight="bold")
     axes = page.axes(EDGE, top + 0.12, SIDE, BAR * len(rows))
-    thick, start, end = 0.035, 0.46, 0.84
+    longest = max(len(row.name) for row in rows)
+    thick, start, end = 0.035, min(max(0.46, 0.029 * longest + 0.02), 0.66), 0.84
     for number, row in enumerate(rows):
         middle = (number + 0.5) * BAR / SIDE
-        size = min(9.5, 150 / len(row.name))
+        size = min(9.5, 200 / len(row.name))
         axes.text(0, middle, row.name, color=INK, fontsize=size, va="center_baseline")
         for share, colour in ((1.0, "#21262d"), (row.score / subject.asked, GOOD)):
             axes.add_patch(Rectangle((start, middle - thick / 2), (end - start) * share, thick, facecolor=colour))

@@ -13,54 +13,59 @@ from kvpolicy import format_bytes
 from .answers import Answer
 from .results import Result
 
-__all__ = ["answers_table", "summary_table"]
+__all__ = ["answers_table", "costs_table", "scores_table"]
 
 
 def answers_table(results: Sequence[Result]) -> Table:
-    """One picture: a row per policy, a column per question, and what the cache cost, averaged over the questions."""
-    table = Table(title=results[0].case.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column("policy", style="cyan", no_wrap=True)
+    """One picture: a row per policy, a column per question."""
+    table = _table(results[0].case.title)
     for result in results:
         table.add_column(Text(result.case.prompt.question), min_width=8)
-    for name in ("rows kept", "K/V bytes", "tok/s"):
+    for name in results[0].answers:
+        table.add_row(name, *(_marked(result, name) for result in results))
+    return table
+
+
+def scores_table(results: Sequence[Result]) -> Table:
+    """How many answers are right: in all, by kind of picture and by kind of question."""
+    table = _table(f"right answers to {len(results)} questions")
+    groups: dict[str, list[Result]] = {"all": list(results)}
+    for result in results:
+        groups.setdefault(result.case.kind, []).append(result)
+    for result in results:
+        groups.setdefault(result.case.task, []).append(result)
+    for name in groups:
         table.add_column(name, justify="right", no_wrap=True)
     for name in results[0].answers:
-        answers = [result.answers[name] for result in results]
-        table.add_row(name, *(_marked(result, name) for result in results), *costs(answers))
+        table.add_row(name, *(_share(group, name) for group in groups.values()))
     return table
 
 
-def summary_table(results: Sequence[Result]) -> Table:
-    """Right answers by kind of picture and by question, over all pictures."""
-    table = Table(
-        title=f"right answers to {len(results)} questions",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column("policy", style="cyan", no_wrap=True)
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        for group in (result.case.kind, result.case.task):
-            groups.setdefault(group, []).append(result)
-    groups = dict(sorted(groups.items(), key=lambda group: group[0] not in ("grid", "photo")))
-    for number, group in enumerate((*groups, "all")):
-        table.add_column(group, justify="right", header_style="bold" if number < 2 or group == "all" else "")
-    table.add_column("K/V bytes", justify="right", no_wrap=True)
+def costs_table(results: Sequence[Result]) -> Table:
+    """What the cache held after each answer, averaged over the questions, and the speed."""
+    table = _table("the cache after an answer")
+    for name in ("rows", "bytes of keys and values", "tokens/s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name in results[0].answers:
-        cells = [_share(members, name) for members in (*groups.values(), results)]
-        table.add_row(name, *cells, costs([result.answers[name] for result in results])[1])
+        table.add_row(name, *_costs([result.answers[name] for result in results]))
     return table
 
 
-def costs(answers: Sequence[Answer]) -> tuple[str, str, str]:
-    """Rows kept of tokens seen (mean over layers), bytes against the full cache's, tokens a second."""
+def _table(title: str) -> Table:
+    """A table that begins with the policy's name."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
+    table.add_column("policy", style="cyan", no_wrap=True)
+    return table
+
+
+def _costs(answers: Sequence[Answer]) -> tuple[str, str, str]:
+    """Rows of tokens seen (mean over layers), bytes and their share of what all tokens take, tokens a second."""
     rows = [_mean(answer.rows) for answer in answers]
     held, whole = _mean(answer.kv_bytes for answer in answers), _mean(answer.full_kv_bytes for answer in answers)
     speed = sum(answer.new_tokens for answer in answers) / sum(answer.seconds for answer in answers)
     return (
         f"{_mean(rows):.0f} of {_mean(answer.tokens for answer in answers):.0f}",
-        f"{format_bytes(held)} {held / whole:4.0%}",
+        f"{format_bytes(held)}  {held / whole:4.0%}",
         f"{speed:.0f}",
     )
 
