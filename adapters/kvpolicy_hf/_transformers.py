@@ -58,7 +58,8 @@ def set_text_attention(model: PreTrainedModel, name: str) -> None:
     """
     config = text_config(model)
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel) and part.config is config]
-    if name == NAME and not all(part._supports_sdpa for part in [model, *parts]):
+    can_be_set = all(part._can_set_attn_implementation() for part in parts)  # if not, what follows says so
+    if name == NAME and can_be_set and not all(part._supports_sdpa for part in [model, *parts]):
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot run on sdpa (soft-capped logits, attention sinks, or no support for it), "
             f"and kvpolicy's attention is built on it."

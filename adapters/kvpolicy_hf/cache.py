@@ -24,6 +24,7 @@ from kvpolicy import (
 
 from ._transformers import Cache, PreTrainedModel, native_layers, padding_mask
 from .layer import PolicyLayer, not_attended
+from .segments import prompt_ids
 from .segments import segments as segments_of
 from .switch import is_enabled
 
@@ -71,8 +72,14 @@ class PolicyCache(Cache):
             raise CacheError(f"this {type(model).__name__} is not enabled. Hint: kvpolicy_hf.enable(model) first.")
         if backend != "torch":
             raise PolicyError(f"PolicyCache(backend={backend!r}): a model's cache takes the backend 'torch'.")
+        prompt_length = 0 if inputs is None else int(prompt_ids(inputs).shape[1])
         if inputs is not None and segments is None:
             segments = segments_of(inputs, model)
+        if segments is not None and (segments.ndim != 2 or segments.is_floating_point()):
+            raise PolicyError(
+                f"PolicyCache(segments=...) has shape {list(segments.shape)} and dtype {segments.dtype}; it takes "
+                f"integers, [batch, tokens]."
+            )
         layers: list[Any] = []
         policed = 0
         for native, plain in native_layers(model):
@@ -97,7 +104,7 @@ class PolicyCache(Cache):
             policy,
             backend_by_name(backend),
             policed,
-            prompt_length=0 if inputs is None else int(inputs["input_ids"].shape[1]),
+            prompt_length=prompt_length,
             check=check,
             listen=listen,
         )

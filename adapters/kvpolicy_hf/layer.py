@@ -94,7 +94,8 @@ class PolicyLayer(CacheLayerMixin):
 
     def advance(self, queries: Tensor, scale: float) -> None:
         """Let the policy act on what was just attended to."""
-        self._session.advance(self._index, queries.detach(), scale, self.now)
+        with torch.no_grad():  # scores are no part of a graph that would hold them all
+            self._session.advance(self._index, queries, scale, self.now)
 
     # What transformers asks -----------------------------------------------------------------------------------------
 

@@ -11,9 +11,24 @@ from kvpolicy import PolicyError
 
 from ._transformers import PreTrainedModel
 
-__all__ = ["IMAGE", "TEXT", "segments"]
+__all__ = ["IMAGE", "TEXT", "prompt_ids", "segments"]
 
 TEXT, IMAGE = 0, 1
+
+
+def prompt_ids(inputs: Mapping[str, Any]) -> Tensor:
+    """The tokens of a prompt, [B, T].
+
+    Raises:
+        PolicyError: if there are no ``input_ids``.
+    """
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        raise PolicyError(
+            f"inputs: need input_ids of shape [batch, tokens]; got {sorted(inputs)}. "
+            f"Hint: pass what the processor or tokenizer returned with return_tensors='pt'."
+        )
+    return ids
 
 
 def segments(inputs: Mapping[str, Any], model: PreTrainedModel) -> Tensor:
@@ -26,12 +41,7 @@ def segments(inputs: Mapping[str, Any], model: PreTrainedModel) -> Tensor:
     Raises:
         PolicyError: if there are no ``input_ids``.
     """
-    ids = inputs.get("input_ids")
-    if not isinstance(ids, Tensor) or ids.ndim != 2:
-        raise PolicyError(
-            f"inputs: need input_ids of shape [batch, tokens]; got {sorted(inputs)}. "
-            f"Hint: pass what the processor or tokenizer returned with return_tensors='pt'."
-        )
+    ids = prompt_ids(inputs)
     image = getattr(model.config, "image_token_id", None)
     if image is None:
         image = getattr(model.config, "image_token_index", None)

@@ -200,12 +200,10 @@ class NumpyBackend(Backend):
 
         Raises:
             PlanError: if a head keeps more than ``rows`` rows or keeps padding; if anything but a dropped valid row
-                folds, or folds into anything but a kept row; if ``into`` comes without its weights.
+                folds, or folds into anything but a kept row.
         """
         if np.shape(plan.keep) != view.shape:
             raise PlanError(f"Plan.keep has shape {np.shape(plan.keep)}; the table has {view.shape}.")
-        if plan.into is not None and (plan.weight is None or plan.self_weight is None):
-            raise PlanError("Plan.into says where rows fold, so Plan.weight and Plan.self_weight must say how much.")
         batch, heads, _ = view.shape
         out = CacheView(
             keys=np.zeros((batch, heads, rows, view.keys.shape[3]), dtype=view.keys.dtype),

@@ -61,7 +61,7 @@ class TorchBackend(Backend):
             queries = queries.take_along_dim(last[:, None, :, None], dim=2)
         total = queries.shape[2]
         dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
-        keys = view.keys.to(dtype).unsqueeze(2)
+        keys = view.keys.to(dtype).transpose(-1, -2)
         queries = queries.reshape(batch, heads, queries.shape[1] // heads, total, queries.shape[-1])
         bias = _log_count(view, dtype) if step.count_bias else None
         mass = torch.zeros(batch, heads, queries.shape[2], rows, dtype=dtype, device=queries.device)
@@ -69,7 +69,9 @@ class TorchBackend(Backend):
         for start in range(0, total, chunk):
             stop = min(start + chunk, total)
             seen = rows if single else rows - total + stop
-            logits = (queries[..., start:stop, :].to(dtype) * step.scale) @ keys[..., :seen, :].transpose(-1, -2)
+            asked = queries[..., start:stop, :].to(dtype) * step.scale
+            # Query heads that share keys are laid side by side: broadcasting the keys over them would copy the keys.
+            logits = (asked.flatten(2, 3) @ keys[..., :seen]).unflatten(2, asked.shape[2:4])
             if bias is not None:
                 logits += bias[:, :, None, None, :seen]
             hidden = _hidden(view, places[:, start:stop], seen)

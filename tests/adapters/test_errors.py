@@ -1,0 +1,506 @@
+"""What cannot be served is refused, by name and with a way out, before a token is produced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from models import (
+    FAMILIES,
+    LLAMA,
+    LLAVA,
+    MIXED,
+    TEXT,
+    Family,
+    continue_with,
+    new_llama,
+    new_sliding,
+    new_tokens,
+    text_row,
+    text_rows,
+    words,
+)
+from torch import Tensor
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GptOssConfig,
+    GptOssForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+)
+
+import kvpolicy
+from kvpolicy import CacheError, CacheView, Pipeline, PlanError, Policy, PolicyError, Step, UnsupportedModelError
+from kvpolicy_hf import PolicyCache, disable, enable, is_enabled
+
+ModelOf = Callable[[Family], PreTrainedModel]
+H2O = kvpolicy.h2o(keep=0.4)
+
+
+def build(kind: type[Any], config: Any) -> Any:
+    torch.manual_seed(7)
+    return kind(config).eval()
+
+
+class Silent:
+    """A streamer that fails as soon as a token is produced."""
+
+    def __init__(self) -> None:
+        self.pieces = 0
+
+    def put(self, tokens: Tensor) -> None:
+        self.pieces += 1  # the first is the prompt
+        assert self.pieces == 1, "a token was produced"
+
+    def end(self) -> None:
+        pass
+
+
+# Models ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_was_not_enabled() -> None:
+    with pytest.raises(CacheError, match=r"LlamaForCausalLM is not enabled.*kvpolicy_hf.enable\(model\)"):
+        PolicyCache(new_llama(), H2O)
+
+
+def test_a_model_disabled_again_cannot_make_a_cache() -> None:
+    model = new_llama()
+    enable(model)
+    disable(model)
+    with pytest.raises(CacheError, match="not enabled"):
+        PolicyCache(model, H2O)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, MIXED], ids=repr)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_model_disabled_under_its_cache(family: Family, attention: str) -> None:
+    model, inputs = family.new(), family.batch()
+    enable(model)
+    cache = PolicyCache(model, H2O)
+    disable(model)
+    model.set_attn_implementation(attention)
+    with pytest.raises(UnsupportedModelError, match=r"disabled.*Hint: enable\(model\)"):
+        new_tokens(model, inputs, past_key_values=cache, streamer=Silent())
+    assert cache.get_seq_length() == 0
+    enable(model)
+    cache.reset()
+    assert new_tokens(model, inputs, past_key_values=cache).shape == (3, 12)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_model_of_few_layers_disabled_under_its_cache(layers: int) -> None:
+    """With one layer there is no next layer that could notice."""
+    model = new_llama(num_hidden_layers=layers)
+    enable(model)
+    cache = PolicyCache(model, H2O)
+    disable(model)
+    with pytest.raises(UnsupportedModelError, match="disabled"):
+        new_tokens(model, text_row(9, 1), past_key_values=cache, streamer=Silent())
+
+
+def test_a_cache_of_another_model() -> None:
+    one, other = new_llama(), new_llama()
+    enable(one)
+    enable(other)
+    cache = PolicyCache(one, H2O)
+    with pytest.raises(CacheError, match=r"made for another model.*PolicyCache\(model, policy\) for each model"):
+        new_tokens(other, text_row(20, 1), past_key_values=cache, streamer=Silent())
+    used = PolicyCache(one, H2O)
+    new_tokens(one, text_row(20, 1), past_key_values=used)
+    with pytest.raises(CacheError, match="made for another model"):
+        continue_with(other, used, torch.ones(1, 20), words(1, 1))
+
+
+def test_a_cache_whose_model_is_gone() -> None:
+    model, other = new_llama(), new_llama()
+    enable(model)
+    enable(other)
+    cache = PolicyCache(model, H2O)
+    del model
+    with pytest.raises(CacheError, match="another model"):
+        new_tokens(other, text_row(20, 1), past_key_values=cache)
+
+
+def test_a_model_that_does_not_look_its_attention_up() -> None:
+    model = build(BloomForCausalLM, BloomConfig(vocab_size=99, hidden_size=32, n_layer=2, n_head=2))
+    assert not model._can_set_attn_implementation()
+    before = model.config._attn_implementation
+    with pytest.raises(UnsupportedModelError, match=r"BloomForCausalLM.*AttentionInterface"):
+        enable(model)
+    assert not is_enabled(model)
+    assert model.config._attn_implementation == before
+
+
+HEAD = {"head_dim": 12}
+UNSUITED: dict[str, Callable[[], PreTrainedModel]] = {
+    "soft-capped logits": lambda: build(Gemma2ForCausalLM, Gemma2Config(**TEXT, **HEAD, sliding_window=8)),
+    "attention sinks": lambda: build(
+        GptOssForCausalLM,
+        GptOssConfig(**TEXT, **HEAD, sliding_window=8, num_local_experts=4, num_experts_per_tok=2),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNSUITED)
+@pytest.mark.parametrize("attention", ["eager", "flex_attention"])
+def test_attention_that_sdpa_cannot_do(kind: str, attention: str) -> None:
+    """Enabled, such a model would go wrong even without a policy."""
+    model = UNSUITED[kind]()
+    model.config._attn_implementation = attention
+    with pytest.raises(UnsupportedModelError, match="sdpa"):
+        enable(model)
+    assert not is_enabled(model)
+    assert model.config._attn_implementation == attention
+
+
+def multi_head_latent() -> PreTrainedModel:
+    config = DeepseekV3Config(
+        **{**TEXT, "num_key_value_heads": 4},
+        moe_intermediate_size=32,
+        kv_lora_rank=16,
+        q_lora_rank=24,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=12,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=3,
+    )
+    return build(DeepseekV3ForCausalLM, config)
+
+
+def differential() -> PreTrainedModel:
+    return build(DiffLlamaForCausalLM, DiffLlamaConfig(**TEXT))
+
+
+def with_convolutions() -> PreTrainedModel:
+    return build(Lfm2ForCausalLM, Lfm2Config(**TEXT, layer_types=["conv", "full_attention", "conv"]))
+
+
+UNSERVED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
+    "keys expanded after the cache": (multi_head_latent, "changes its keys"),
+    "two attentions over the same keys": (differential, "more than once"),
+    "convolutions": (with_convolutions, "layer of kind"),
+    "only sliding windows": (new_sliding, "no full-attention layer"),
+}
+
+
+@pytest.mark.parametrize("kind", UNSERVED)
+@pytest.mark.parametrize("masked", [True, False], ids=["mask", "no mask"])
+@pytest.mark.parametrize("policy", [kvpolicy.full(), H2O], ids=["full", "h2o"])
+def test_layers_that_cannot_be_served(kind: str, masked: bool, policy: Policy) -> None:
+    make, says = UNSERVED[kind]
+    model, inputs = make(), text_row(20, 1)
+    plain = new_tokens(model, inputs, 6)
+    enable(model)
+    assert torch.equal(new_tokens(model, inputs, 6), plain)
+
+    def use() -> None:
+        cache = PolicyCache(model, policy)
+        if masked:
+            new_tokens(model, inputs, past_key_values=cache, streamer=Silent())
+        else:
+            model(inputs["input_ids"], past_key_values=cache)
+
+    with pytest.raises(UnsupportedModelError, match=says):
+        use()
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_keys_expanded_in_the_last_layer(layers: int) -> None:
+    """No later layer would notice."""
+    model = multi_head_latent()
+    del model.model.layers[layers:]
+    model.config.num_hidden_layers = layers
+    enable(model)
+    with pytest.raises(UnsupportedModelError, match="changes its keys"):
+        model(**text_row(20, 1), past_key_values=PolicyCache(model, H2O))
+
+
+def test_a_model_without_attention() -> None:
+    model = build(MambaForCausalLM, MambaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2))
+    with pytest.raises(UnsupportedModelError, match="MambaForCausalLM"):
+        enable(model)
+
+
+def test_images_that_see_both_ways() -> None:
+    """Gemma 3 lets the tokens of an image see each other; a policy's causal scores would be wrong."""
+    text = {**TEXT, **HEAD, "num_hidden_layers": 2, "sliding_window": 8, "query_pre_attn_scalar": 12}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+        "vision_use_head": False,
+    }
+    config = Gemma3Config(
+        text_config={**text, "layer_types": ["full_attention", "sliding_attention"]},
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=2,
+        image_token_id=2,
+        boi_token_index=1,
+        eoi_token_index=3,
+    )
+    model = build(Gemma3ForConditionalGeneration, config)
+    ids = torch.cat([words(5, 1), torch.tensor([[1, 2, 2, 2, 2, 3]]), words(5, 2)], dim=1)
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "token_type_ids": (ids == 2).long(),
+        "pixel_values": torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)),
+    }
+    plain = new_tokens(model, inputs, 4)
+    enable(model)
+    assert torch.equal(new_tokens(model, inputs, 4), plain)
+    with pytest.raises(UnsupportedModelError, match="image"):
+        new_tokens(model, inputs, past_key_values=PolicyCache(model, kvpolicy.full()), streamer=Silent())
+
+
+@pytest.mark.parametrize("extra", ["s_aux", "softcap", "indices", "position_bias"])
+def test_arguments_that_change_the_logits(extra: str) -> None:
+    """Whatever a model hands to its attention besides what a policy follows."""
+    model = new_llama()
+    enable(model)
+    with pytest.raises(UnsupportedModelError, match=f"LlamaAttention attends with {extra}"):
+        model(**text_row(8, 1), past_key_values=PolicyCache(model, H2O), **{extra: torch.ones(4)})
+
+
+@pytest.mark.parametrize("extra", ["s_aux", "indices", "block_indices"])
+def test_arguments_that_sdpa_would_overlook_without_a_policy(extra: str) -> None:
+    model = new_llama()
+    enable(model)
+    with pytest.raises(UnsupportedModelError, match=extra):
+        model(**text_row(8, 1), **{extra: torch.ones(4)})
+
+
+def test_a_mask_made_by_hand(model_of: ModelOf) -> None:
+    ids = words(8, 1)
+    mask = torch.ones(8, 8, dtype=torch.bool).tril()[None, None]
+    with pytest.raises(UnsupportedModelError, match=r"4-D attention mask.*2-D"):
+        model_of(LLAMA)(input_ids=ids, attention_mask=mask, past_key_values=PolicyCache(model_of(LLAMA), H2O))
+
+
+def test_an_encoder_style_module() -> None:
+    model = new_llama()
+    enable(model)
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False
+    with pytest.raises(UnsupportedModelError, match="is_causal=False"):
+        model(**text_row(8, 1), past_key_values=PolicyCache(model, H2O))
+
+
+# Taking tokens back ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [LLAMA, MIXED], ids=repr)
+@pytest.mark.parametrize("policy", [kvpolicy.full(), H2O], ids=["full", "h2o"])
+@pytest.mark.parametrize("way", ["prompt lookup", "assistant"])
+def test_assisted_decoding(family: Family, policy: Policy, way: str, model_of: ModelOf) -> None:
+    model = model_of(family)
+    helper: dict[str, Any] = {"prompt_lookup_num_tokens": 3}
+    if way == "assistant":
+        helper = {"assistant_model": new_llama()}
+    row = text_row(20, 1)
+    row["input_ids"] = row["input_ids"].repeat(1, 3)[:, :20]
+    with pytest.raises(CacheError, match="assisted and prompt-lookup"):
+        new_tokens(model, row, past_key_values=PolicyCache(model, policy), **helper)
+
+
+@pytest.mark.parametrize("family", [LLAMA, MIXED], ids=repr)
+def test_crop(family: Family, model_of: ModelOf) -> None:
+    cache = PolicyCache(model_of(family), H2O)
+    model_of(family)(**family.batch(), past_key_values=cache)
+    before = [layer.get_seq_length() for layer in cache.layers]
+    with pytest.raises(CacheError, match=r"crop\(-3\).*rows that a policy removed are gone"):
+        cache.crop(-3)
+    with pytest.raises(CacheError, match="crop"):
+        cache.crop(10)
+    assert [layer.get_seq_length() for layer in cache.layers] == before
+    cache.crop(0)
+    assert not cache.is_croppable
+
+
+def test_offloading(model_of: ModelOf) -> None:
+    cache = PolicyCache(model_of(LLAMA), H2O)
+    for move in (cache.layers[0].offload, cache.layers[0].prefetch):
+        with pytest.raises(CacheError, match="without offloading"):
+            move()
+
+
+# Arguments ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["h2o", None, kvpolicy.h2o, H2O.prefill, kvpolicy.AttentionMass()])
+def test_something_that_is_no_policy(policy: Any, model_of: ModelOf) -> None:
+    with pytest.raises(PolicyError, match=r"must be a kvpolicy.Policy.*elastic_cache"):
+        PolicyCache(model_of(LLAMA), policy)
+
+
+def test_a_backend_of_other_arrays(model_of: ModelOf) -> None:
+    with pytest.raises(PolicyError, match=r"backend='numpy'"):
+        PolicyCache(model_of(LLAMA), H2O, backend="numpy")
+
+
+@pytest.mark.parametrize("segments", [None, torch.zeros(1, 4, dtype=torch.int64)])
+@pytest.mark.parametrize("inputs", [{}, {"pixel_values": torch.zeros(1, 3, 8, 8)}, {"input_ids": [[1, 2]]}])
+def test_inputs_without_ids(inputs: Any, segments: Tensor | None, model_of: ModelOf) -> None:
+    with pytest.raises(PolicyError, match=r"need input_ids of shape \[batch, tokens\]"):
+        PolicyCache(model_of(LLAVA), H2O, inputs=inputs, segments=segments)
+
+
+@pytest.mark.parametrize("segments", [torch.zeros(4, dtype=torch.int64), torch.zeros(1, 4)])
+def test_segments_of_the_wrong_kind(segments: Tensor, model_of: ModelOf) -> None:
+    with pytest.raises(PolicyError, match=r"segments=.*integers, \[batch, tokens\]"):
+        PolicyCache(model_of(LLAVA), H2O, segments=segments)
+
+
+@pytest.mark.parametrize("family", [LLAMA, LLAVA], ids=repr)
+def test_inputs_of_another_batch(family: Family, model_of: ModelOf) -> None:
+    cache = PolicyCache(model_of(family), H2O, inputs=family.even())
+    with pytest.raises(PolicyError, match=r"2 batch rows, but the model runs 3.*same inputs"):
+        new_tokens(model_of(family), family.batch(), past_key_values=cache, streamer=Silent())
+
+
+def test_another_batch_size_in_the_same_cache(model_of: ModelOf) -> None:
+    model, rows = model_of(LLAMA), text_rows()
+    cache = PolicyCache(model, H2O)
+    model(**rows[0], past_key_values=cache)
+    with pytest.raises(CacheError, match=r"1 batch rows and was given 2.*new PolicyCache"):
+        model(input_ids=words(1, 1).expand(2, -1), past_key_values=cache)
+
+
+def test_a_mask_that_is_too_short(model_of: ModelOf) -> None:
+    model, row = model_of(LLAMA), text_row(20, 1)
+    cache = PolicyCache(model, H2O)
+    model(**row, past_key_values=cache)
+    with pytest.raises(PolicyError, match=r"attention_mask.*all 22 tokens"):
+        model(input_ids=words(2, 1), attention_mask=torch.ones(1, 2), past_key_values=cache)
+
+
+@pytest.mark.parametrize("memory", [1, 400, "0.5 KiB"])
+@pytest.mark.parametrize("recipe", [kvpolicy.h2o, kvpolicy.elastic_cache, kvpolicy.streaming_llm])
+def test_memory_for_not_even_one_row(recipe: Callable[..., Policy], memory: int | str, model_of: ModelOf) -> None:
+    cache = PolicyCache(model_of(LLAMA), recipe(memory=memory))
+    row = 2 * (12 + 12) * 4 * 3
+    with pytest.raises(PolicyError, match=rf"{row} bytes.*give at least {2 * row} bytes"):
+        new_tokens(model_of(LLAMA), text_row(20, 1), past_key_values=cache, streamer=Silent())
+    enough = PolicyCache(model_of(LLAMA), recipe(memory=8 * row))
+    assert new_tokens(model_of(LLAMA), text_row(20, 1), past_key_values=enough).shape == (1, 12)
+
+
+# Stages of a user --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A scorer that goes wrong in one layer, from one token on."""
+
+    answer: Callable[[CacheView, Step], Any]
+    layer: int = 1
+    seen: int = 0
+
+    def score(self, view: CacheView, step: Step) -> Any:
+        if view.layer == self.layer and step.seen.max() >= self.seen:
+            return self.answer(view, step)
+        return -view.xp.astype(view.positions, view.xp.float32)
+
+
+def one_nan(view: CacheView, step: Step) -> Tensor:
+    scores = view.positions.float()
+    scores[0, 1, 3] = torch.nan
+    return scores
+
+
+def policy_with(scorer: Any, **stages: Any) -> Policy:
+    pipeline = Pipeline(schedule=kvpolicy.KeepRatio(0.5), score=scorer, **stages)
+    return Policy(prefill=pipeline, decode=pipeline)
+
+
+WRONG: dict[str, tuple[Callable[[CacheView, Step], Any], str]] = {
+    "NaN": (one_nan, r"scores of Broken at layer 1 are NaN.*batch row 0, head 1, row 3, 1 in all.*-inf"),
+    "shape": (lambda view, step: view.positions[:, :1].float(), r"scores of Broken at layer 1.*shape \[1, 1,.*\[1, 2,"),
+    "integers": (lambda view, step: view.positions, r"Broken at layer 1.*int64.*floating"),
+    "nothing": (lambda view, step: None, r"Broken at layer 1.*NoneType"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("seen", [0, 30], ids=["in the prompt", "while decoding"])
+def test_a_scorer_that_goes_wrong_is_named(wrong: str, seen: int, model_of: ModelOf) -> None:
+    answer, says = WRONG[wrong]
+    model, inputs = model_of(LLAMA), text_row(24, 1)
+    good = new_tokens(model, inputs, past_key_values=PolicyCache(model, H2O))
+    policy = policy_with(Broken(answer, seen=seen))
+    cache = PolicyCache(model, policy)
+    with pytest.raises(PlanError, match=says):
+        new_tokens(model, inputs, past_key_values=cache)
+    assert cache.get_seq_length() >= max(seen, 24)
+    # The model and the policy are as they were.
+    assert torch.equal(new_tokens(model, inputs, past_key_values=PolicyCache(model, H2O)), good)
+    short = text_row(10, 2)
+    if seen:
+        assert new_tokens(model, short, 8, past_key_values=PolicyCache(model, policy)).shape == (1, 8)
+        cache.reset()
+        assert new_tokens(model, short, 8, past_key_values=cache).shape == (1, 8)
+
+
+def test_nan_on_padding_is_nobodys_business(model_of: ModelOf) -> None:
+    """Only what could be kept must have a score."""
+    model, inputs = model_of(LLAMA), LLAMA.batch()
+
+    class OnlyValid:
+        def score(self, view: CacheView, step: Step) -> Tensor:
+            return torch.where(view.valid, view.positions.float(), torch.nan)
+
+    plain = policy_with(kvpolicy.Recency())
+    tokens = new_tokens(model, inputs, past_key_values=PolicyCache(model, plain))
+    assert torch.equal(new_tokens(model, inputs, past_key_values=PolicyCache(model, policy_with(OnlyValid()))), tokens)
+
+
+def test_an_exception_of_the_users_own_comes_through(model_of: ModelOf) -> None:
+    def fail(view: CacheView, step: Step) -> Tensor:
+        raise ZeroDivisionError("mine")
+
+    model, inputs = model_of(LLAMA), text_row(24, 1)
+    cache = PolicyCache(model, policy_with(Broken(fail)))
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        new_tokens(model, inputs, past_key_values=cache)
+    cache.reset()
+    with pytest.raises(ZeroDivisionError, match="mine"):  # the same again, not an error about the earlier pass
+        new_tokens(model, inputs, past_key_values=cache)
+
+
+def test_a_missing_column_is_named_with_its_stage(model_of: ModelOf) -> None:
+    class Seeing:
+        def score(self, view: CacheView, step: Step) -> Tensor:
+            return view.column("segment", needed_by="Seeing", hint="pass inputs= to PolicyCache.").float()
+
+    model, inputs = model_of(LLAVA), LLAVA.batch()
+    with pytest.raises(
+        kvpolicy.MissingColumnError, match=r"Seeing needs column 'segment'; this cache has: count.*inputs="
+    ):
+        new_tokens(model, inputs, past_key_values=PolicyCache(model, policy_with(Seeing())))
+    cache = PolicyCache(model, policy_with(Seeing()), inputs=inputs)
+    assert new_tokens(model, inputs, past_key_values=cache).shape == (3, 12)

@@ -1,0 +1,41 @@
+"""The Markdown pages of this repository, and the code in them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+_BLOCK = re.compile(r"^(?:<!-- skip: (?P<skip>[^\n]+) -->\n+)?```python[^\n]*\n(?P<code>.*?)^```$", re.M | re.S)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One ```python block.
+
+    Attributes:
+        code: its text.
+        line: the line of the page on which the code begins.
+        skip: why it is not run; empty if it is.
+    """
+
+    code: str
+    line: int
+    skip: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """The python blocks of a page, in order."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(match["code"], text.count("\n", 0, match.start("code")) + 1, match["skip"] or "")
+        for match in _BLOCK.finditer(text)
+    ]
+
+
+def name(page: Path) -> str:
+    """For test ids."""
+    return str(page.relative_to(ROOT))

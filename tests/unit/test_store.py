@@ -1,0 +1,285 @@
+"""Where rows live: the torch store against the plain one, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from driving import table_of, to
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kvpolicy import CacheError, Column, Plan, Rows, Store, backend_by_name
+
+Arr = np.ndarray[Any, np.dtype[Any]]
+HEADS, DIM, VALUE_DIM = 2, 3, 2
+
+
+def rows_for(backend: str, keys: Arr, values: Arr, positions: Arr, valid: Arr, **columns: Arr) -> Rows:
+    arrays = (to(backend, data) for data in (keys, values, positions, valid))
+    return Rows(*arrays, {name: to(backend, data) for name, data in columns.items()})
+
+
+def arriving(backend: str, start: int, count: int, *, batch: int = 1, heads: int = HEADS, dim: int = DIM) -> Rows:
+    """Rows whose key says which they are: ``position + 1000 head``."""
+    positions = np.broadcast_to(np.arange(start, start + count), (batch, count))
+    named = positions[:, None, :, None] + 1000 * np.arange(heads)[None, :, None, None]
+    keys = np.broadcast_to(named, (batch, heads, count, dim)).astype(np.float32)
+    return rows_for(backend, keys, -keys, positions, np.ones((batch, count), dtype=bool))
+
+
+@dataclass
+class Pair:
+    """Both stores, given the same at every turn."""
+
+    rng: np.random.Generator
+    batch: int
+    stores: dict[str, Store]
+    arrived: int = 0
+    registers: tuple[str, ...] = ()
+
+    @classmethod
+    def new(cls, seed: int, batch: int) -> Pair:
+        return cls(np.random.default_rng(seed), batch, {b: backend_by_name(b).store(1, 3) for b in ("numpy", "torch")})
+
+    def append(self, count: int, *, limit: int | None, segments: bool) -> None:
+        shape = (self.batch, HEADS, count)
+        keys, values = (self.rng.standard_normal((*shape, width)) for width in (DIM, VALUE_DIM))
+        positions = np.broadcast_to(np.arange(self.arrived, self.arrived + count), (self.batch, count))
+        valid = self.rng.random((self.batch, count)) < 0.8
+        columns = {"segment": self.rng.integers(0, 4, (self.batch, count))} if segments else {}
+        self.arrived += count
+        for backend, store in self.stores.items():
+            view = store.append(rows_for(backend, keys, values, positions, valid, **columns), limit=limit)
+            assert view.positions.shape == store.view().positions.shape
+
+    def apply(self, share: float, *, merge: bool) -> None:
+        """A plan in terms of positions, because each store keeps its rows where it likes."""
+        chosen: dict[tuple[int, int, int], bool] = {}
+        target: dict[tuple[int, int, int], int] = {}
+        weight: dict[int, float] = {p: self.rng.random() for p in range(self.arrived)}
+        view = self.stores["numpy"].view()
+        for b, h in np.ndindex(self.batch, HEADS):
+            there = [int(p) for p, ok in zip(view.positions[b, h], view.valid[b, h], strict=True) if ok]
+            for p in there:
+                chosen[b, h, p] = bool(self.rng.random() < share)
+            kept = [p for p in there if chosen[b, h, p]]
+            for p in there:
+                if kept and not chosen[b, h, p] and self.rng.random() < 0.7:
+                    target[b, h, p] = int(self.rng.choice(kept))
+        register = self.rng.random((self.batch, HEADS))
+        most = max([sum(v for (b, h, _), v in chosen.items() if (b, h) == at) for at in np.ndindex(self.batch, HEADS)])
+        for backend, store in self.stores.items():
+            table = store.view()
+            positions = np.asarray(table.positions)
+            keep = np.zeros(positions.shape, dtype=bool)
+            into = np.full((*positions.shape, 1), -1)
+            weights, own = np.zeros((*positions.shape, 1)), np.ones(positions.shape)
+            for (b, h, p), stays in chosen.items():
+                n = int(np.flatnonzero(positions[b, h] == p)[0])
+                keep[b, h, n] = stays
+                if (b, h, p) in target:
+                    into[b, h, n] = int(np.flatnonzero(positions[b, h] == target[b, h, p])[0])
+                    weights[b, h, n], own[b, h, into[b, h, n, 0]] = weight[p], 0.5
+            arrays = (to(backend, data) for data in ((keep, into, weights, own) if merge else (keep,)))
+            store.apply(Plan(*arrays, registers={"tau": to(backend, register)}), most)
+        self.registers = ("tau",)
+
+    def observe(self, name: str, on_merge: Any) -> None:
+        known = self.rng.random((self.batch, HEADS, self.arrived))
+        for backend, store in self.stores.items():
+            positions = np.asarray(store.view().positions)
+            data = np.take_along_axis(known, np.maximum(positions, 0), axis=-1)
+            store.observe({name: Column(to(backend, data), on_merge)})
+
+    def select(self) -> None:
+        index = self.rng.integers(0, self.batch, self.rng.integers(1, 4))
+        self.batch = len(index)
+        for backend, store in self.stores.items():
+            store.select_batch(to(backend, index))
+
+    def compare(self) -> None:
+        views = {name: store.view() for name, store in self.stores.items()}
+        mine, due = views["torch"], views["numpy"]
+        assert mine.columns.keys() == due.columns.keys()
+        assert {n: c.on_merge for n, c in mine.columns.items()} == {n: c.on_merge for n, c in due.columns.items()}
+        assert mine.shape[2] <= self.stores["torch"].capacity
+        for b, h in np.ndindex(self.batch, HEADS):
+            a, z = table_of(mine, b, h, np.asarray), table_of(due, b, h, np.asarray)
+            assert a.positions == z.positions
+            np.testing.assert_allclose(a.keys, z.keys, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(a.values, z.values, rtol=1e-12, atol=1e-12)
+            for name in z.columns:
+                np.testing.assert_allclose(a.columns[name], z.columns[name], rtol=1e-6, err_msg=name)
+        for name in self.registers:
+            np.testing.assert_array_equal(mine.registers[name], due.registers[name])
+        assert (mine.layer, mine.num_layers) == (due.layer, due.num_layers) == (1, 3)
+
+
+APPEND, ONE, EVICT, MERGE, OBSERVE, SELECT = "append one evict merge observe select".split()
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 3),
+    st.lists(st.sampled_from([APPEND, ONE, ONE, ONE, EVICT, EVICT, MERGE, OBSERVE, SELECT]), max_size=16),
+    st.sampled_from([None, 1, 6, 50]),
+    st.booleans(),
+)
+def test_any_sequence_leaves_the_rows_of_the_plain_store(
+    seed: int, batch: int, commands: list[str], limit: int | None, segments: bool
+) -> None:
+    pair = Pair.new(seed, batch)
+    pair.append(int(pair.rng.integers(1, 9)), limit=limit, segments=segments)
+    pair.compare()
+    for command in commands:
+        if command in (APPEND, ONE):
+            pair.append(
+                1 if command == ONE else int(pair.rng.integers(2, 5)),
+                limit=limit,
+                segments=segments or bool(pair.rng.random() < 0.3),
+            )
+        elif command in (EVICT, MERGE):
+            pair.apply(pair.rng.choice([0.3, 0.8, 0.95]), merge=command == MERGE)
+        elif command == OBSERVE:
+            pair.observe("mass", "sum" if pair.rng.random() < 0.5 else "keep")
+        else:
+            pair.select()
+        pair.compare()
+
+
+def steady(*, prompt: int = 40, keep: int = 12, heads: int = 2, dim: int = 16) -> Any:
+    """A torch store that holds ``keep`` rows of a prompt."""
+    store = backend_by_name("torch").store(0, 1)
+    view = store.append(arriving("torch", 0, prompt, heads=heads, dim=dim))
+    store.observe({"mass": Column(torch.ones(view.shape), "sum")})
+    stays = torch.zeros(view.shape, dtype=torch.bool)
+    stays[..., :: prompt // keep] = True
+    stays &= stays.cumsum(-1) <= keep
+    store.apply(Plan(keep=stays), keep)
+    return store
+
+
+def evict_one_a_head(store: Any, step: int) -> None:
+    """Another row in every head, so that their free slots differ."""
+    view = store.view()
+    keep = view.valid.clone()
+    for head in range(view.shape[1]):
+        held = keep[0, head].nonzero()[:, 0]
+        keep[0, head, held[(step + 5 * head) % len(held)]] = False
+    store.apply(Plan(keep=keep), int(keep.sum(-1).max()))
+
+
+def test_decode_under_a_budget_writes_in_place() -> None:
+    store = steady()
+    held = [set(store.view().positions[0, head].tolist()) for head in range(2)]
+    addresses = None
+    for step in range(50):
+        view = store.append(arriving("torch", 40 + step, 1, dim=16), limit=13)
+        places = [view.keys, view.values, view.positions, view.valid, *(c.data for c in view.columns.values())]
+        now = (store.capacity, view.shape, [place.data_ptr() for place in places])
+        assert addresses is None or now == addresses
+        addresses = now
+        assert not view.columns["mass"].data[view.positions == 40 + step].any(), "a slot's old column stayed"
+        for head in range(2):
+            rows = table_of(view, 0, head, np.asarray)
+            assert rows.keys[:, 0].tolist() == [p + 1000 * head for p in rows.positions]
+            assert set(rows.positions) == held[head] | {40 + step}
+        store.observe({"mass": Column(torch.ones(view.shape), "sum")})
+        evict_one_a_head(store, step)
+        held = [set(table_of(store.view(), 0, head, np.asarray).positions) for head in range(2)]
+        assert [len(rows) for rows in held] == [12, 12]
+    assert store.capacity == 13
+
+
+class Fresh(TorchDispatchMode):
+    """Bytes of the largest storage that an operation made, those of the given tensors aside."""
+
+    def __init__(self, *known: torch.Tensor) -> None:
+        super().__init__()
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for made in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() not in self.known:
+                self.largest = max(self.largest, made.untyped_storage().nbytes())
+        return out
+
+
+def test_a_decode_step_makes_nothing_of_the_caches_size() -> None:
+    store = steady(prompt=400, keep=200)
+    for step in range(4):
+        rows = arriving("torch", 400 + step, 1, dim=16)
+        view = store.view()
+        with Fresh(view.keys, view.values, view.positions, view.valid) as fresh:
+            store.append(rows, limit=201)
+            keep = store.view().valid.clone()
+            keep[..., step] = False
+            store.apply(Plan(keep=keep), 200)
+        # Masks and indices of one row's width may be made; keys and values are 16 floats wide.
+        assert 0 < fresh.largest <= view.keys.nbytes // 8
+
+
+def test_growth_without_a_bound_is_rare_and_with_one_exact() -> None:
+    free, bound = (backend_by_name("torch").store(0, 1) for _ in range(2))
+    for store in (free, bound):
+        store.append(arriving("torch", 0, 80))
+    sizes = []
+    for step in range(40):
+        free.append(arriving("torch", 80 + step, 1))
+        bound.append(arriving("torch", 80 + step, 1), limit=100)
+        sizes.append(free.capacity)
+        assert free.view().shape[2] == bound.view().shape[2] == 81 + step
+        assert bound.capacity == max(min(bound.capacity, 100), 81 + step)
+    assert len(set(sizes)) <= 5
+    assert max(sizes) < 120 * 1.2
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_plan_gives_memory_back(merge: bool) -> None:
+    store = backend_by_name("torch").store(0, 1)
+    view = store.append(arriving("torch", 0, 64, dim=8))
+    before = store.nbytes()
+    assert before == (2 * 64 * HEADS * 8 * 4, 64 * HEADS * (8 + 1 + 4))
+    keep = torch.arange(64).expand(view.shape) < 15
+    plan = Plan(keep=keep)
+    if merge:
+        into = torch.where(keep, -1, 3)[..., None]
+        plan = Plan(keep, into, torch.full(into.shape, 0.02), torch.full(view.shape, 0.02))
+    store.apply(plan, 15)
+    assert store.nbytes() == tuple(size // 4 for size in before)  # 15 rows and the slot for the next
+    assert store.view().shape[2] == 15
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_positions_and_validity_stay_the_callers(batch: int, heads: int) -> None:
+    # All layers are given the same Rows.positions: a hole in one layer's table must not reach the next layer.
+    rows = arriving("torch", 0, 10, batch=batch, heads=heads)
+    store = backend_by_name("torch").store(0, 1)
+    view = store.append(rows)
+    keep = view.valid.clone()
+    keep[..., 4] = False
+    store.apply(Plan(keep=keep), 9)
+    assert rows.positions.tolist() == [list(range(10))] * batch
+    assert rows.valid.all()
+    assert store.view().valid.sum() == 9 * batch * heads
+
+
+def test_an_empty_store_says_so_and_a_cleared_one_is_empty() -> None:
+    store = backend_by_name("torch").store(4, 8)
+    for _ in range(2):
+        assert (store.capacity, store.nbytes()) == (0, (0, 0))
+        store.select_batch(torch.tensor([0]))
+        with pytest.raises(CacheError, match="layer 4"):
+            store.view()
+        store.append(arriving("torch", 0, 3))
+        store.apply(Plan(keep=store.view().valid, registers={"tau": torch.ones(1, 2)}), 3)
+        store.clear()
+    assert not store.append(arriving("torch", 0, 3)).registers
