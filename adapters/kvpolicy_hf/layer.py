@@ -90,7 +90,8 @@ class PolicyLayer(CacheLayerMixin):
         self._cache.begin(self._session.length(self._index), keys, padding)
         if self.is_empty:  # the table borrows its first rows
             keys, values = _alone(keys), _alone(values)
-        return self._session.append(self._index, keys, values, self.now)
+        # A cache serves inference: its rows keep no graph, also where the caller forgot no_grad.
+        return self._session.append(self._index, keys.detach(), values.detach(), self.now)
 
     def advance(self, queries: Tensor, scale: float) -> None:
         """Let the policy act on what was just attended to."""

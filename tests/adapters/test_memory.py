@@ -248,3 +248,12 @@ def test_an_unused_cache_reports_nothing(model_of: ModelOf) -> None:
     report = PolicyCache(model_of(LLAMA), kvpolicy.h2o(keep=0.2)).report()
     assert report.kv_bytes == report.full_kv_bytes == report.column_bytes == report.evicted == 0
     assert len(str(report).splitlines()) > 3
+
+
+def test_a_pass_outside_no_grad_keeps_no_graph(model_of: ModelOf) -> None:
+    model, inputs = model_of(LLAMA), text_row(20, 3)
+    cache = PolicyCache(model, kvpolicy.h2o(keep=0.5), inputs=inputs)
+    with torch.enable_grad():
+        assert model(**inputs, past_key_values=cache).logits.requires_grad
+    view = cache.session._layers[0].store.view()
+    assert not any(tensor.requires_grad for tensor in (view.keys, view.values, view.columns["mass"].data))

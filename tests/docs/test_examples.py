@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 from pages import ROOT
@@ -38,3 +39,17 @@ def test_own_scorer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 def test_examples_are_numbered() -> None:
     names = sorted(path.name for path in EXAMPLES.glob("*.py"))
     assert [name[:2] for name in names] == [f"{number:02}" for number in range(1, len(names) + 1)]
+
+
+def test_smollm2_perplexity(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    table = tmp_path / "table.md"
+    options = ("--prompt", "48", "--score", "3", "--texts", "1", "--keep", "0.5", "--table", str(table))
+    run("03_smollm2_perplexity.py", *options, monkeypatch=monkeypatch)
+    rows = [line.split("|")[1:-1] for line in table.read_text().splitlines() if line.startswith("| `")]
+    full, *others = ((name.strip(), float(perplexity)) for name, _, perplexity, *_ in rows)
+    assert full[0] == "`full`"
+    assert {name.split("`")[1] for name, _ in others} == RECIPES.keys() - {"full"}
+    assert 1 < full[1] < 100, "a language model that was loaded right predicts English"
+    assert all(perplexity > 1 for _, perplexity in others)
