@@ -257,3 +257,21 @@ def test_a_pass_outside_no_grad_keeps_no_graph(model_of: ModelOf) -> None:
         assert model(**inputs, past_key_values=cache).logits.requires_grad
     view = cache.session._layers[0].store.view()
     assert not any(tensor.requires_grad for tensor in (view.keys, view.values, view.columns["mass"].data))
+
+
+@pytest.mark.parametrize("policy", [kvpolicy.full(), kvpolicy.h2o(rows=10), kvpolicy.elastic_cache(keep=0.4)], ids=repr)
+def test_inference_mode_may_come_and_go(policy: Policy, model_of: ModelOf) -> None:
+    """A tensor made in inference mode can be written only there: the storage must not be one."""
+    model, inputs = model_of(LLAMA), text_row(30, 3)
+    tokens = words(6, 5)
+    whole, mixed = PolicyCache(model, policy), PolicyCache(model, policy)
+    for cache, modes in ((whole, [torch.no_grad] * 3), (mixed, [torch.inference_mode, torch.no_grad] * 2)):
+        with modes[0]():
+            model(**inputs, past_key_values=cache)
+        for number in range(tokens.shape[-1]):
+            with modes[(number + 1) // 2 % len(modes)]():
+                last = model(tokens[:, number : number + 1], past_key_values=cache).logits
+    kept, same = (cache.session._layers[-1].store.view() for cache in (whole, mixed))
+    assert torch.equal(kept.positions, same.positions)
+    assert torch.equal(kept.keys, same.keys)
+    assert last.isfinite().all()

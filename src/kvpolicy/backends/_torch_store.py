@@ -66,19 +66,20 @@ class TorchStore(Store):
 
     def append(self, rows: Rows, /, *, limit: int | None = None) -> CacheView:
         """Borrow the first rows; write later ones behind the table, a single one into a free slot if there is any."""
-        self._limit = limit
-        if self._table is None:
-            self._table = _borrow(rows)
-        else:
-            count = int(rows.positions.shape[-1])
-            if count > 1 or self._most >= self._table.used:
-                self._extend(count, limit)
-            if count > 1:
-                self._write(rows, slice(self._table.used - count, self._table.used))
+        with _normal_tensors():
+            self._limit = limit
+            if self._table is None:
+                self._table = _borrow(rows)
             else:
-                self._scatter(rows)
-        self._most += int(rows.positions.shape[-1])
-        return self.view()
+                count = int(rows.positions.shape[-1])
+                if count > 1 or self._most >= self._table.used:
+                    self._extend(count, limit)
+                if count > 1:
+                    self._write(rows, slice(self._table.used - count, self._table.used))
+                else:
+                    self._scatter(rows)
+            self._most += int(rows.positions.shape[-1])
+            return self.view()
 
     def view(self) -> CacheView:
         """Windows on the storage; nothing is copied."""
@@ -97,39 +98,42 @@ class TorchStore(Store):
 
     def observe(self, columns: Mapping[str, Column], /) -> None:
         """Write columns of the view into the storage."""
-        table = self._held()
-        for name, column in columns.items():
-            known = table.columns.get(name)
-            if known is not None and known.data.dtype == column.data.dtype:
-                room = known.data
-            else:
-                room = column.data.new_zeros(table.positions.shape)
-            room[..., : table.used] = column.data
-            table.columns[name] = replace(column, data=room)
+        with _normal_tensors():
+            table = self._held()
+            for name, column in columns.items():
+                known = table.columns.get(name)
+                if known is not None and known.data.dtype == column.data.dtype:
+                    room = known.data
+                else:
+                    room = column.data.new_zeros(table.positions.shape)
+                room[..., : table.used] = column.data
+                table.columns[name] = replace(column, data=room)
 
     def apply(self, plan: Plan, rows: int, /) -> None:
         """Punch holes where the storage stays in use; otherwise compact into a new storage of the right size."""
-        table = self._held()
-        wanted = rows + 1  # one slot more, for the row that arrives before the next eviction
-        bearable = wanted + wanted // 4 if self._limit is None else max(wanted, self._limit)
-        if plan.into is None and not table.borrowed and wanted <= self.capacity <= bearable:
-            self._registers = {**self._registers, **plan.registers}
-            gone = ~plan.keep
-            table.positions[..., : table.used].masked_fill_(gone, -1)
-            table.valid[..., : table.used].masked_fill_(gone, False)
-        else:
-            view = self._compact(self.view(), plan, rows)
-            self._registers = view.registers
-            self._table = _own(view, wanted)
-        self._most = rows
+        with _normal_tensors():
+            table = self._held()
+            wanted = rows + 1  # one slot more, for the row that arrives before the next eviction
+            bearable = wanted + wanted // 4 if self._limit is None else max(wanted, self._limit)
+            if plan.into is None and not table.borrowed and wanted <= self.capacity <= bearable:
+                self._registers = {**self._registers, **plan.registers}
+                gone = ~plan.keep
+                table.positions[..., : table.used].masked_fill_(gone, -1)
+                table.valid[..., : table.used].masked_fill_(gone, False)
+            else:
+                view = self._compact(self.view(), plan, rows)
+                self._registers = view.registers
+                self._table = _own(view, wanted)
+            self._most = rows
 
     def select_batch(self, index: Array, /) -> None:
         """Batch rows with everything that belongs to them."""
-        if (table := self._table) is None:
-            return
-        index = torch.as_tensor(index, device=table.positions.device)
-        self._table = _map(table, lambda tensor: tensor.index_select(0, index.to(tensor.device)))
-        self._registers = {name: data.index_select(0, index) for name, data in self._registers.items()}
+        with _normal_tensors():
+            if (table := self._table) is None:
+                return
+            index = torch.as_tensor(index, device=table.positions.device)
+            self._table = _map(table, lambda tensor: tensor.index_select(0, index.to(tensor.device)))
+            self._registers = {name: data.index_select(0, index) for name, data in self._registers.items()}
 
     def clear(self) -> None:
         """Release the storage."""
@@ -185,6 +189,14 @@ class TorchStore(Store):
             else:
                 room.scatter_(-1, spot, rows.columns[name][:, None].expand_as(spot))
             table.columns[name] = Column(room)
+
+
+def _normal_tensors() -> torch.inference_mode:
+    """Storage is written in place for the whole request, in and out of `torch.inference_mode`.
+
+    Tensors made inside that mode could be written only there.
+    """
+    return torch.inference_mode(False)
 
 
 def _arriving(rows: Rows, name: str) -> Tensor:
