@@ -59,7 +59,9 @@ def set_text_attention(model: PreTrainedModel, name: str) -> None:
     config = text_config(model)
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel) and part.config is config]
     can_be_set = all(part._can_set_attn_implementation() for part in parts)  # if not, what follows says so
-    if name == NAME and can_be_set and not all(part._supports_sdpa for part in [model, *parts]):
+    # Up to 5.17 a model with soft-capped logits says that it supports sdpa, which leaves the cap out.
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if name == NAME and can_be_set and (capped or not all(part._supports_sdpa for part in [model, *parts])):
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot run on sdpa (soft-capped logits, attention sinks, or no support for it), "
             f"and kvpolicy's attention is built on it."

@@ -76,7 +76,9 @@ def policy_attention(
     fresh = layer.is_empty
     view = layer.bring_in(module, key, value, attention_mask)
     visible = None if fresh and not layer.has_gaps else _visible(view, layer, query)
-    out = plain_attention(module, query, view.keys, view.values, visible, scaling=scale, dropout=dropout, **kwargs)
+    # The table keeps no graph. A first pass attends to the model's own tensors, the same rows, so that gradients flow.
+    keys, values = (key, value) if fresh else (view.keys, view.values)
+    out = plain_attention(module, query, keys, values, visible, scaling=scale, dropout=dropout, **kwargs)
     layer.advance(query, scale)
     return out
 

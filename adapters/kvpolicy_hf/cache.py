@@ -134,8 +134,13 @@ class PolicyCache(Cache):
         self._now = None
         for layer in self._policed:
             layer.waiting = False
-        for native in self._native:
-            native.reset()
+        if (model := self._model()) is not None and self._native:
+            # New ones, because a native layer's own reset keeps its old rows in transformers up to 5.17.
+            self.layers = [
+                ours if isinstance(ours, PolicyLayer) else native
+                for ours, (native, _) in zip(self.layers, native_layers(model), strict=True)
+            ]
+            self._native = [layer for layer in self.layers if not isinstance(layer, PolicyLayer)]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Beams: rows, columns and registers go with their batch row."""

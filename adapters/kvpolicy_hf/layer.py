@@ -106,6 +106,8 @@ class PolicyLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Pass the new rows on to the attention function, with this layer attached."""
+        if self._index == 0:  # once a pass
+            self._cache.check_enabled()
         self._cache.check_attended(self._index)
         self.is_initialized = True
         self.waiting = True
@@ -118,7 +120,6 @@ class PolicyLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Logical length, and an offset by which our mask function knows us; masks are made from the table itself."""
-        self._cache.check_enabled()
         return self.get_seq_length() + query_length, POLICY_OFFSET
 
     def get_max_length(self) -> int:

@@ -25,6 +25,7 @@ from models import (
 )
 from torch import Tensor
 from transformers import (
+    AttentionInterface,
     BloomConfig,
     BloomForCausalLM,
     DeepseekV3Config,
@@ -114,6 +115,37 @@ def test_a_model_of_few_layers_disabled_under_its_cache(layers: int) -> None:
         new_tokens(model, text_row(9, 1), past_key_values=cache, streamer=Silent())
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_model_switched_to_attention_of_ones_own(layers: int) -> None:
+    """For which transformers makes no mask."""
+    model = new_llama(num_hidden_layers=layers)
+    enable(model)
+    cache = PolicyCache(model, H2O)
+    AttentionInterface.register("of_ones_own", AttentionInterface()["sdpa"])
+    model.set_attn_implementation("of_ones_own")
+    with pytest.raises(UnsupportedModelError, match="disabled"):
+        new_tokens(model, text_row(9, 1), past_key_values=cache, streamer=Silent())
+
+
+def test_keys_that_go_astray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may attend on its own after all; the layer above notices."""
+    model = new_llama()
+    enable(model)
+    astray = model.model.layers[1].self_attn
+    monkeypatch.setattr(
+        astray, "forward", lambda hidden_states, past_key_values, **_: lost(hidden_states, past_key_values)
+    )
+
+    def lost(hidden: Tensor, cache: PolicyCache) -> tuple[Tensor, None]:
+        keys = hidden.unflatten(-1, (4, 12)).transpose(1, 2)[:, :2]
+        cache.update(keys, keys, 1)
+        return hidden, None
+
+    cache = PolicyCache(model, H2O)
+    with pytest.raises(UnsupportedModelError, match="keys of layer 1 never reached"):
+        model(**text_row(9, 1), past_key_values=cache)
+
+
 def test_a_cache_of_another_model() -> None:
     one, other = new_llama(), new_llama()
     enable(one)
@@ -121,6 +153,8 @@ def test_a_cache_of_another_model() -> None:
     cache = PolicyCache(one, H2O)
     with pytest.raises(CacheError, match=r"made for another model.*PolicyCache\(model, policy\) for each model"):
         new_tokens(other, text_row(20, 1), past_key_values=cache, streamer=Silent())
+    cache.reset()
+    assert new_tokens(one, text_row(20, 1), past_key_values=cache).shape == (1, 12)
     used = PolicyCache(one, H2O)
     new_tokens(one, text_row(20, 1), past_key_values=used)
     with pytest.raises(CacheError, match="made for another model"):

@@ -334,6 +334,18 @@ def test_a_reset_cache_is_a_new_one(family: Family, policy: Policy, model_of: Mo
     assert cache.report() == before
 
 
+def test_a_reset_cache_knows_nothing_of_the_last_pass(model_of: ModelOf) -> None:
+    """Two prompts of one pass each and of the same length, padded differently."""
+    model, inputs = model_of(LLAMA), LLAMA.batch()
+    turned = {name: data.flip(0) for name, data in inputs.items()}
+    cache, fresh = (PolicyCache(model, kvpolicy.h2o(keep=0.3)) for _ in range(2))
+    model(**inputs, past_key_values=cache)
+    cache.reset()
+    model(**turned, past_key_values=cache)
+    model(**turned, past_key_values=fresh)
+    assert_same_tables(cache, fresh)
+
+
 @pytest.mark.parametrize("policy", [kvpolicy.full(), *POLICIES.values()], ids=["full", *POLICIES])
 @pytest.mark.parametrize("family", [LLAMA, MIXED], ids=repr)
 def test_copies_of_a_prefilled_cache_are_independent(family: Family, policy: Policy, model_of: ModelOf) -> None:

@@ -80,6 +80,22 @@ def test_mass_of_a_prompt_is_the_models_own_attention(family: Family, padded: bo
         assert_mass(view, received(attention, inputs["attention_mask"], view.shape[1]), inputs["attention_mask"])
 
 
+def test_mass_of_a_prompt_padded_on_the_right(model_of: ModelOf) -> None:
+    """There padding sees the prompt, and must not count."""
+    left = LLAMA.batch()
+    shifts = (left["attention_mask"] == 0).sum(-1).tolist()
+    inputs = {
+        name: torch.stack([row.roll(-shift) for row, shift in zip(data, shifts, strict=True)])
+        for name, data in left.items()
+    }
+    assert inputs["attention_mask"][0, -1] == 0
+    attentions = eager(LLAMA)(**inputs, output_attentions=True).attentions
+    cache = PolicyCache(model_of(LLAMA), WATCH)
+    model_of(LLAMA)(**inputs, past_key_values=cache)
+    for view, attention in zip(masses(cache), attentions, strict=True):
+        assert_mass(view, received(attention, inputs["attention_mask"], 2), inputs["attention_mask"])
+
+
 @pytest.mark.parametrize("family", [LLAMA, QWEN2, LLAVA], ids=repr)
 def test_mass_goes_on_while_decoding(family: Family, model_of: ModelOf) -> None:
     inputs = family.batch()

@@ -182,12 +182,51 @@ class TestReport:
         memory = 21 * 2 * 2 * 2 * (4 + 4) * 8 + 5
         session = Session(recipe(memory=memory), backend_by_name("torch"), 2)
         start = 0
-        for length in (prompt, *(1,) * 20, 8, 1, 1):  # with a second turn of several tokens
+        for length in (prompt, *(1,) * 20, 3, 1, 6):  # with further turns of several tokens
             feed(session, request, start, length)
             start += length
             assert session.report().kv_bytes <= memory
         assert session.report().layers[0].most == 20
         assert MemoryBudget(memory).memory == memory
+
+
+class TestSelection:
+    @given(
+        st.integers(0, 2**16),
+        st.integers(1, 14),
+        st.integers(0, 4),
+        st.integers(0, 4),
+        st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+        st.sampled_from(["numpy", "torch"]),
+    )
+    def test_protected_rows_then_the_best(
+        self, seed: int, quota: int, first: int, last: int, recent: float, backend: str
+    ) -> None:
+        request = make_request(seed=seed, prompt=12, steps=0, batch=2, padding=(0, 3), value_dim=1)
+        stage = Pipeline(
+            schedule=FixedRows(quota), score=Loudness(), select=TopK(first=first, last=last, recent=recent)
+        )
+        trace = drive(Policy(prefill=stage), request, backend=backend)
+        window = max(last, min(int(recent * quota), quota - first))
+        exceeded = 0
+        for b, h in np.ndindex(2, 2):
+            rows = list(range(request.padding[b], 12))
+            stay = set(rows[:first]) | set(rows[max(0, len(rows) - window) :])
+            others = sorted(set(rows) - stay, key=lambda p, b=b, h=h: -request.values[0, b, h, p, 0])
+            due = sorted(stay | set(others[: max(0, quota - len(stay))]))
+            if len(rows) <= quota:
+                due = rows
+            assert trace.passes[0].tables[0][b][h].positions == due
+            exceeded += max(0, len(due) - quota)
+        assert trace.session.report().exceeded == exceeded
+
+
+@dataclass(frozen=True)
+class Loudness:
+    """The value itself."""
+
+    def score(self, view: CacheView, step: Step) -> Any:
+        return view.values[..., 0]
 
 
 class TestIsolation:
@@ -305,6 +344,30 @@ class TestObservers:
         )
         self.brute_force(policy, make_request(prompt=9, steps=4), backend, "float64")
 
+    @pytest.mark.parametrize("backend", ["numpy", "torch"])
+    def test_what_decode_scores_by_is_observed_in_the_prompt(self, backend: str) -> None:
+        policy = Policy(decode=Pipeline(schedule=FixedRows(6), score=AttentionMass()))
+        self.brute_force(policy, make_request(prompt=9, steps=4), backend, "float64")
+
+    @pytest.mark.parametrize("together", [True, False])
+    def test_equal_scorers_observe_once(self, together: bool) -> None:
+        seen: list[int] = []
+
+        @dataclass(frozen=True)
+        class Watching:
+            name: str
+
+            def score(self, view: CacheView, step: Step) -> Any:
+                return view.xp.astype(view.positions, view.xp.float32)
+
+            def observe(self, view: CacheView, step: Step) -> dict[str, Any]:
+                seen.append(view.layer)
+                return {}
+
+        stages = [Pipeline(schedule=FixedRows(99), score=Watching(n)) for n in ("a", "a" if together else "b")]
+        drive(Policy(prefill=stages[0], decode=stages[1]), make_request(layers=2, prompt=5, steps=1))
+        assert seen == ([0, 1] if together else [0, 0, 1, 1]) + [0, 1]
+
     def test_what_a_row_has_received_goes_with_it_when_it_is_folded(self) -> None:
         request = make_request(prompt=10, steps=0)
         merge = Fold(NearestPosition(), Mean())
@@ -394,12 +457,16 @@ class TestSteps:
             view = session._layers[0].store.view()
             assert bool(view.valid.all()) == due
 
-    @pytest.mark.parametrize("policy", RECIPES, ids=repr)
-    def test_checks_change_nothing(self, policy: Policy) -> None:
-        request = make_request(layers=2, batch=2, prompt=14, steps=5, padding=(3, 0))
-        checked, unchecked = drive(policy, request), drive(policy, request, check=False)
+    @pytest.mark.parametrize("backend", ["numpy", "torch"])
+    @pytest.mark.parametrize("policy", [*RECIPES, elastic_cache(keep=0.1, first=3, last=3)], ids=repr)
+    def test_checks_change_nothing(self, backend: str, policy: Policy) -> None:
+        # Unchecked, the rows kept are not counted but known: from the quota, what is protected, and what there is.
+        request = make_request(layers=2, batch=2, prompt=14, steps=5, padding=(9, 0))
+        checked, unchecked = (drive(policy, request, backend=backend, check=check) for check in (True, False))
         for a, b in zip(checked.passes, unchecked.passes, strict=True):
             same_tables(a, b)
+        assert checked.session.report() == unchecked.session.report()
+        assert checked.session.all_valid(0) == unchecked.session.all_valid(0)
 
     def test_a_listener_hears_each_plan_before_it_is_carried_out(self) -> None:
         heard: list[tuple[int, int, int, Phase]] = []
