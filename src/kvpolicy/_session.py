@@ -20,6 +20,7 @@ from ._policy import Pipeline, Policy
 from ._protocols import Backend, Bounded, Store
 from ._types import Array, CacheView, Counts, Phase, Plan, Quota, Rows, Scored, Step
 from .report import LayerReport, Report
+from .selectors import TopK
 
 __all__ = ["Listener", "Pass", "Session"]
 
@@ -255,10 +256,9 @@ class Session:
         state.slots = state.store.view().shape[2]
 
     def _kept(self, pipeline: Pipeline, state: _Layer, scored: Scored, made: Plan, quota: Quota) -> HeadCounts:
-        """Rows kept by each head: counted, or, unchecked, known in advance from a host quota and a selector's floor."""
-        floor = getattr(pipeline.select, "floor", None)
-        if not self._check and isinstance(floor, int) and isinstance(quota, np.ndarray):
-            known: HeadCounts = np.minimum(state.held, np.maximum(quota, floor))
+        """Rows kept by each head: counted, or, unchecked, known in advance from a host quota and `TopK`."""
+        if not self._check and isinstance(pipeline.select, TopK) and isinstance(quota, np.ndarray):
+            known: HeadCounts = np.minimum(state.held, np.maximum(quota, pipeline.select.floor))
             return known
         xp = scored.view.xp
         return np.asarray(self.ops.host(xp.sum(xp.astype(made.keep, xp.int64), axis=-1)))

@@ -148,8 +148,8 @@ def elastic_cache(
     def evict(heads: Heads, received: Arr, seen: int) -> Heads:
         if seen == prompt:
             return compress(heads, received, seen)
-        quota, p = budget(seen, keep, rows), max(kept_prompt - distance, first)
-        return [_best(head, quota, lambda place, row: (place < p, row.position)) for head in heads]
+        quota, p = max(budget(seen, keep, rows), first), max(kept_prompt - distance, first)
+        return [_best(head, quota, lambda place, row: (place < first, place < p, row.position)) for head in heads]
 
     return _simulate(q, k, v, prompt, scale, evict)
 

@@ -50,5 +50,5 @@ def elastic_cache(
             select=select,
             merge=Fold(NearestPosition(first=first, last=last), Mean()),
         ),
-        decode=Pipeline(schedule=schedule, score=FixedPoint(distance=distance, first=first)),
+        decode=Pipeline(schedule=schedule, score=FixedPoint(distance=distance, first=first), select=TopK(first=first)),
     )
