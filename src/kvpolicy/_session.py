@@ -66,9 +66,9 @@ class _Layer:
     slots: int = 0  # rows in the view, valid or not
     limit: int | None = None  # slots that suffice while decoding, where the schedule is bounded
     row_bytes: int = 0  # one row of one head
-    evicted: int = 0
-    exceeded: int = 0
-    merged: Any = 0  # stays on the device until somebody asks
+    left: Counts = field(default_factory=lambda: np.zeros(0, np.int64))  # rows that plans took away
+    exceeded: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    merged: Any = None  # [B], of those that left; stays on the device until somebody asks
 
 
 @final
@@ -126,7 +126,8 @@ class Session:
         state = self._layers[layer]
         batch, heads = int(keys.shape[0]), int(keys.shape[1])
         if state.length == 0:
-            state.seen, state.prompt, state.prompt_kept = (np.zeros(batch, np.int64) for _ in range(3))
+            for name in ("seen", "prompt", "prompt_kept", "left", "exceeded"):
+                setattr(state, name, np.zeros(batch, np.int64))
             state.held = np.zeros((batch, heads), np.int64)
             per_head = keys.shape[-1] + values.shape[-1]
             state.row_bytes = int(per_head) * int(keys.nbytes // max(1, int(np.prod(keys.shape))))
@@ -181,8 +182,10 @@ class Session:
         for state in self._layers:
             if state.length:
                 state.store.select_batch(index)
-                for name in ("seen", "prompt", "prompt_kept", "held"):
+                for name in ("seen", "prompt", "prompt_kept", "held", "left", "exceeded"):
                     setattr(state, name, getattr(state, name)[chosen])
+                if state.merged is not None:
+                    state.merged = state.merged[index]
 
     def clear(self) -> None:
         """Start over as a new request."""
@@ -203,13 +206,14 @@ class Session:
 
     def _layer_report(self, state: _Layer) -> LayerReport:
         kv_bytes, column_bytes = state.store.nbytes()
+        merged = 0 if state.merged is None else int(self.ops.host(state.merged).sum())
         return LayerReport(
             rows=float(state.held.mean()) if state.held.size else 0.0,
             most=int(state.held.max(initial=0)),
             capacity=state.store.capacity,
-            evicted=state.evicted - int(state.merged),
-            merged=int(state.merged),
-            exceeded=state.exceeded,
+            evicted=int(state.left.sum()) - merged,
+            merged=merged,
+            exceeded=int(state.exceeded.sum()),
             kv_bytes=kv_bytes,
             full_kv_bytes=state.row_bytes * state.held.size * state.length,
             column_bytes=column_bytes,
@@ -248,10 +252,12 @@ class Session:
         kept = self._kept(pipeline, state, scored, made, quota)
         state.store.apply(made, int(kept.max()))
         if made.into is not None:
-            state.merged = state.merged + (made.into >= 0).any(-1).sum()
+            xp = scored.view.xp
+            folded = xp.sum(xp.astype(xp.any(made.into >= 0, axis=-1), xp.int64), axis=(1, 2))
+            state.merged = folded if state.merged is None else state.merged + folded
         wanted = quota if isinstance(quota, np.ndarray) else self.ops.host(quota)
-        state.evicted += int(state.held.sum() - kept.sum())
-        state.exceeded = int(np.maximum(kept - wanted, 0).sum())
+        state.left = state.left + (state.held - kept).sum(axis=1)
+        state.exceeded = np.maximum(kept - wanted, 0).sum(axis=1)
         state.held = kept
         state.slots = state.store.view().shape[2]
 

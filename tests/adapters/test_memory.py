@@ -55,7 +55,7 @@ def reachable(root: object) -> Iterator[Tensor]:
             continue
         seen.add(id(item))
         if isinstance(item, Tensor):
-            if item.ndim:  # a counter waiting on the device is no storage
+            if item.ndim > 1:  # a counter of each batch row, waiting on the device, is no storage
                 yield item
             continue
         if isinstance(item, dict):
@@ -275,3 +275,17 @@ def test_inference_mode_may_come_and_go(policy: Policy, model_of: ModelOf) -> No
     assert torch.equal(kept.positions, same.positions)
     assert torch.equal(kept.keys, same.keys)
     assert last.isfinite().all()
+
+
+@pytest.mark.parametrize("recipe", [kvpolicy.elastic_cache, kvpolicy.h2o])
+def test_the_report_adds_up_for_beams(recipe: Callable[..., Policy], model_of: ModelOf) -> None:
+    """What was evicted and merged goes with its batch row, so held, evicted and merged rows are all that came."""
+    model, inputs = model_of(LLAMA), LLAMA.batch()
+    cache = PolicyCache(model, recipe(keep=0.4))
+    model.generate(**inputs, past_key_values=cache, max_new_tokens=6, num_beams=3, do_sample=False)
+    cache.batch_select_indices(torch.tensor([0, 3]))
+    cache.batch_repeat_interleave(2)
+    report = cache.report()
+    assert len(report.tokens) == 4
+    for layer, state in zip(report.layers, cache.session._layers, strict=True):
+        assert state.held.sum() + layer.evicted + layer.merged == 2 * sum(report.tokens)  # two key/value heads
