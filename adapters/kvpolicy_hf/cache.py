@@ -44,7 +44,8 @@ class PolicyCache(Cache):
         segments: int64 [B, T] of one's own, instead of those derived from ``inputs``.
         backend: name of the backend; default: that of the model's tensors.
         check: verify every stage's answer (NaN scores, impossible plans).
-        listen: called as ``listen(layer, view, plan, step)`` with every plan before it is carried out.
+        listen: called as ``listen(layer, view, plan, step)`` with every plan before it is carried out. The view is a
+            window on the storage, which is then written to: copy what is to be kept.
 
     Raises:
         CacheError: if the model was not enabled.
