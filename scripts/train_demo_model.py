@@ -5,8 +5,8 @@
 What made it learn (all of it needed): an alignment loss that pulls each RMS-normalised image token towards the tied
 embeddings of its object's name and of its cell; single-token names and cells; tied embeddings; several questions an
 image, each seeing only the image and itself; rows that are read cell by cell, naming the cell; and questions that end
-in the word they are about, so that one lookup answers them (with a question mark behind it 3,700 steps were not
-enough). `scripts/measure_demo_accuracy.py` then measures the accuracy, on layouts drawn from another seed.
+in the word they are about, so that one lookup answers them (with a question mark behind it the model did not learn).
+`scripts/measure_demo_accuracy.py` then measures the accuracy, on layouts drawn from another seed.
 """
 
 from __future__ import annotations

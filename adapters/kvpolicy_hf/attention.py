@@ -21,7 +21,7 @@ LAYER = "_kvpolicy_layer"  # attribute of a key tensor: the layer whose table it
 # What a model may pass to its attention that sdpa leaves out: attention sinks, and the rows of sparse attention.
 _LEFT_OUT_BY_SDPA = ("s_aux", "sinks", "indices", "block_indices")
 # What a model may pass to its attention that would change the logits in a way that our scores do not follow.
-_UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias", "sliding_window", "head_mask")
+_UNSUPPORTED = ("softcap", "position_bias", "sliding_window", "head_mask")
 
 
 def mask(*, kv_offset: int = 0, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
