@@ -1,9 +1,10 @@
-"""What every test shares: hypothesis profiles, and one thread a worker."""
+"""What every test shares: hypothesis profiles, one thread a worker, and the device that models run on."""
 
 from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -14,3 +15,15 @@ settings.register_profile("dev", _COMMON, max_examples=25)
 settings.register_profile("ci", _COMMON, max_examples=50, derandomize=True)
 settings.register_profile("nightly", _COMMON, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--device cuda`` runs the tests that take the fixture `device` on an accelerator."""
+    parser.addoption("--device", default="cpu", help="torch device of the models in tests/compositions")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """Where models run."""
+    name: str = request.config.getoption("--device")
+    return name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,11 +24,15 @@ __all__ = [
     "make_request",
     "only",
     "requests",
+    "rotary",
+    "rounded",
     "same_tables",
+    "segments",
     "splits",
     "table_of",
     "tables_of",
     "to",
+    "with_image",
 ]
 
 Arr = np.ndarray[Any, np.dtype[Any]]
@@ -44,6 +48,16 @@ class Request:
     prompt: int
     scale: float
     padding: tuple[int, ...] = ()  # left padding of each batch row; none if empty
+    segment: Arr | None = None  # int64 [B, N], 1 where a token is part of an image; None: not said
+
+    def __repr__(self) -> str:
+        """Sizes only: hypothesis reproduces a failing case by its blob, and kilobytes of numbers help nobody."""
+        sizes = dict(zip("LBHN", self.keys.shape, strict=False), Hq=self.queries.shape[2])
+        segment = None if self.segment is None else self.segment.tolist()
+        return f"Request({sizes}, prompt={self.prompt}, padding={self.padding}, segment={segment})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # hypothesis prints dataclasses field by field otherwise
 
     @property
     def left(self) -> tuple[int, ...]:
@@ -57,7 +71,8 @@ class Request:
         """Batch row ``b`` without its padding."""
         rows = np.s_[:, b : b + 1, :, self.left[b] :]
         cut = (np.ascontiguousarray(data[rows]) for data in (self.queries, self.keys, self.values))
-        return Request(*cut, prompt=self.prompt - self.left[b], scale=self.scale)
+        segment = None if self.segment is None else self.segment[b : b + 1, self.left[b] :]
+        return Request(*cut, prompt=self.prompt - self.left[b], scale=self.scale, segment=segment)
 
 
 @dataclass(frozen=True)
@@ -92,14 +107,37 @@ def to(backend: str, data: Any, dtype: str | None = None) -> Any:
     return made if dtype is None else made.to(getattr(torch, dtype))
 
 
-def attend(view: CacheView, queries: Arr, positions: Arr, scale: float, host: Any) -> tuple[Arr, Arr]:
+def rotary(x: Any, by: Any) -> Any:
+    """Vectors [..., D] of even D turned by so many positions [...]: the half-rotation layout with base 10000."""
+    vectors, turn = np.asarray(x, dtype=np.float64), np.asarray(by, dtype=np.float64)
+    half = vectors.shape[-1] // 2
+    angle = turn[..., None] * 10000.0 ** (-np.arange(half) / half)
+    one, other = vectors[..., :half], vectors[..., half:]
+    cos, sin = np.cos(angle), np.sin(angle)
+    turned = np.concatenate([one * cos - other * sin, other * cos + one * sin], axis=-1)
+    return turned.astype(x.dtype) if isinstance(x, np.ndarray) else torch.as_tensor(turned).to(x.dtype)
+
+
+def on_host(vectors: Any, host: Any) -> Arr:
+    """Keys or values as numpy, which has no bfloat16."""
+    if isinstance(vectors, torch.Tensor) and vectors.dtype == torch.bfloat16:
+        vectors = vectors.float()
+    return np.asarray(host(vectors))
+
+
+def attend(
+    view: CacheView, queries: Arr, positions: Arr, scale: float, host: Any, *, count_bias: bool = False
+) -> tuple[Arr, Arr]:
     """Outputs [B, Hq, Q, Dv] and probabilities [B, Hq, Q, S]; zeros for a query that sees nothing."""
     per_head = queries.shape[1] // view.shape[1]
-    keys, values, places, valid = (
-        np.repeat(host(data), per_head, axis=1) for data in (view.keys, view.values, view.positions, view.valid)
-    )
+    columns = (on_host(view.keys, host), on_host(view.values, host), host(view.positions), host(view.valid))
+    keys, values, places, valid = (np.repeat(data, per_head, axis=1) for data in columns)
     seen = valid[:, :, None, :] & (places[:, :, None, :] <= positions[:, None, :, None])
-    logits = np.where(seen, scale * np.einsum("bhqd,bhsd->bhqs", queries, keys.astype(np.float64)), -np.inf)
+    logits = scale * np.einsum("bhqd,bhsd->bhqs", queries, keys.astype(np.float64))
+    if count_bias:
+        count = np.repeat(host(view.columns["count"].data), per_head, axis=1)
+        logits = logits + np.log(np.where(valid, count, 1.0), dtype=np.float64)[:, :, None, :]
+    logits = np.where(seen, logits, -np.inf)
     top = logits.max(axis=-1, keepdims=True)
     shares = np.exp(logits - np.where(np.isfinite(top), top, 0.0))
     shares = shares / np.maximum(shares.sum(axis=-1, keepdims=True), 1e-300)
@@ -111,8 +149,8 @@ def table_of(view: CacheView, b: int, h: int, host: Any) -> Table:
     rows = [n for n in np.argsort(positions, kind="stable").tolist() if host(view.valid)[b, h, n]]
     return Table(
         positions=positions[rows].tolist(),
-        keys=host(view.keys)[b, h, rows],
-        values=host(view.values)[b, h, rows],
+        keys=on_host(view.keys, host)[b, h, rows],
+        values=on_host(view.values, host)[b, h, rows],
         columns={name: host(column.data)[b, h, rows] for name, column in view.columns.items()},
     )
 
@@ -145,14 +183,20 @@ def feed(session: Session, request: Request, start: int, length: int, *, dtype: 
     now = np.s_[start : start + length]
     positions = np.broadcast_to(np.arange(start, start + length), (batch, length))
     valid = positions >= np.array(request.left)[:, None]
-    step = Pass(start, to(backend, positions), to(backend, valid), valid.sum(axis=1).astype(np.int64), {})
+    columns = {} if request.segment is None else {"segment": to(backend, request.segment[:, now])}
+    step = Pass(start, to(backend, positions), to(backend, valid), valid.sum(axis=1).astype(np.int64), columns)
     outputs = []
     for layer in range(layers):
         keys, values, queries = (
             to(backend, data[layer][:, :, now], dtype) for data in (request.keys, request.values, request.queries)
         )
         view = session.append(layer, keys, values, step)
-        outputs.append(attend(view, request.queries[layer][:, :, now], positions, request.scale, host)[0])
+        asking = request.queries[layer][:, :, now]
+        if session.policy.positions == "slots":
+            queries = session.turned(layer, queries, step)
+            asking = on_host(queries, host).astype(np.float64)
+        bias = session.policy.count_bias
+        outputs.append(attend(view, asking, positions, request.scale, host, count_bias=bias)[0])
         session.advance(layer, queries, request.scale, step)
     return PassTrace(np.stack(outputs), tables_of(session, batch))
 
@@ -214,27 +258,68 @@ def make_request(
     return Request(queries, keys, values, prompt, 2.0 * dim**-0.5, padding)
 
 
+def with_image(request: Request, start: int, stop: int) -> Request:
+    """The same request where the tokens ``start .. stop - 1`` are an image."""
+    segment = np.zeros((request.keys.shape[1], request.tokens), dtype=np.int64)
+    segment[:, start:stop] = 1
+    return replace(request, segment=segment)
+
+
+def rounded(request: Request, dtype: str) -> Request:
+    """The same request as a model of that dtype computes it."""
+    data = (to("torch", array, dtype).double().numpy() for array in (request.queries, request.keys, request.values))
+    return replace(request, **dict(zip(("queries", "keys", "values"), data, strict=True)))
+
+
 @st.composite
 def requests(
-    draw: st.DrawFn, *, max_prompt: int = 40, max_steps: int = 10, max_batch: int = 1, padded: bool = False
+    draw: st.DrawFn,
+    *,
+    max_prompt: int = 40,
+    max_steps: int = 10,
+    max_batch: int = 1,
+    max_layers: int = 2,
+    padded: bool = False,
+    images: bool = False,
+    even: bool = False,
 ) -> Request:
-    """Requests of every shape; with ``padded``, each batch row has its own left padding."""
+    """Requests of every shape.
+
+    With ``padded``, each batch row has its own left padding; with ``images``, image tokens of its own. ``even``: an
+    even key dim, as rotary embeddings need.
+    """
     prompt = draw(st.integers(1, max_prompt), label="prompt")
     batch = draw(st.integers(1, max_batch), label="batch")
+    steps = draw(st.integers(0, max_steps), label="steps")
     pads = st.tuples(*(st.integers(0, prompt - 1) for _ in range(batch)))
-    return make_request(
+    request = make_request(
         seed=draw(st.integers(0, 2**32 - 1), label="seed"),
-        layers=draw(st.integers(1, 2), label="layers"),
+        layers=draw(st.integers(1, max_layers), label="layers"),
         batch=batch,
         heads=draw(st.integers(1, 4), label="heads"),
         groups=draw(st.integers(1, 3), label="groups"),
-        dim=draw(st.integers(1, 8), label="dim"),
+        dim=2 * draw(st.integers(1, 4), label="dim") if even else draw(st.integers(1, 8), label="dim"),
         value_dim=draw(st.integers(1, 8), label="value_dim"),
         prompt=prompt,
-        steps=draw(st.integers(0, max_steps), label="steps"),
+        steps=steps,
         padding=draw(pads, label="padding") if padded else (),
         kind=draw(st.sampled_from(["random", "random", "flat", "dominant"]), label="kind"),
     )
+    if images:
+        rows = [draw(segments(prompt, steps), label="segment") for _ in range(batch)]
+        request = replace(request, segment=np.array(rows))
+    return request
+
+
+@st.composite
+def segments(draw: st.DrawFn, prompt: int, steps: int) -> list[int]:
+    """Image (1) and text (0) tokens: one image or a mixture in the prompt, text after it."""
+    if draw(st.booleans()):
+        start, stop = sorted(draw(st.tuples(st.integers(0, prompt), st.integers(0, prompt))))
+        shown = [int(start <= t < stop) for t in range(prompt)]
+    else:
+        shown = draw(st.lists(st.integers(0, 1), min_size=prompt, max_size=prompt))
+    return [*shown, *[0] * steps]
 
 
 @st.composite

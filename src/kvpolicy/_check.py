@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
 from ._errors import PolicyError
 
-__all__ = ["check_choice", "check_count", "check_share", "check_stage"]
+__all__ = ["check_choice", "check_count", "check_number", "check_share", "check_stage"]
 
 
 def check_count(owner: str, name: str, value: Any, *, least: int = 0) -> None:
@@ -22,6 +23,14 @@ def check_share(owner: str, name: str, value: Any, *, zero: bool = False) -> Non
     if not real or not (0 < value <= 1 or (zero and value == 0)):
         span = "[0, 1]" if zero else "(0, 1]"
         raise PolicyError(f"{owner}({name}={value!r}): {name} is a fraction in {span}; 0.2 means one fifth.")
+
+
+def check_number(owner: str, name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf) -> None:
+    """Raise `PolicyError` unless ``value`` is a finite number, at least ``least`` and greater than ``above``."""
+    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    if not (math.isfinite(number) and number >= least and number > above):
+        bound = f" >= {least:g}" if least > -math.inf else f" > {above:g}" if above > -math.inf else ""
+        raise PolicyError(f"{owner}({name}={value!r}): {name} must be a finite number{bound}.")
 
 
 def check_choice(owner: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -13,10 +13,10 @@ import numpy as np
 
 from ._errors import PlanError
 from ._policy import Pipeline, Policy
-from ._protocols import Merger, Observer
-from ._types import CacheView, Column, Counts, Phase, Plan, Quota, Scored, Selection, Step
+from ._protocols import Ahead, CrossLayer, Merger, Observer, Recaller, Windowed
+from ._types import CacheView, Column, Counts, HeadCounts, KeepMask, Phase, Plan, Scored, Selection, Step
 
-__all__ = ["allocate", "budget_of", "observe", "plan", "score"]
+__all__ = ["across", "ahead", "allocate", "budget_of", "check_total", "observe", "plan", "recall", "score", "window_of"]
 
 
 def observe(policy: Policy, view: CacheView, step: Step) -> Mapping[str, Column]:
@@ -48,6 +48,11 @@ def observe(policy: Policy, view: CacheView, step: Step) -> Mapping[str, Column]
     return columns
 
 
+def window_of(pipeline: Pipeline | None) -> int:
+    """How many of the latest queries the scorer wants to see together; 0 if it says nothing of them."""
+    return pipeline.score.window if pipeline is not None and isinstance(pipeline.score, Windowed) else 0
+
+
 def budget_of(pipeline: Pipeline, step: Step) -> Counts | None:
     """The schedule's budget as int64 [B]; None where it leaves the table alone.
 
@@ -76,23 +81,40 @@ def score(pipeline: Pipeline, view: CacheView, step: Step, *, check: bool) -> Sc
         PlanError: if the scores have the wrong shape, or with ``check``, contain NaN on a valid row.
     """
     scores = pipeline.score.score(view, step)
-    _check_shape("scores of", pipeline.score, scores, view)
-    xp = view.xp
-    if not xp.isdtype(scores.dtype, "real floating"):
-        raise PlanError(f"scores of {_at(pipeline.score, view)} have dtype {scores.dtype}; they must be floating.")
-    if check:
-        nan = xp.isnan(scores) & view.valid
-        if bool(xp.any(nan)):
-            row, head, slot = (int(i[0]) for i in np.nonzero(step.ops.host(nan)))
-            raise PlanError(
-                f"scores of {_at(pipeline.score, view)} are NaN (first at batch row {row}, head {head}, row {slot}, "
-                f"{int(np.sum(step.ops.host(nan)))} in all). Hint: -inf marks a row as worthless, NaN means nothing."
-            )
+    _check_scores(pipeline, scores, view, step, check=check)
     return Scored(view, scores)
 
 
-def allocate(pipeline: Pipeline, budget: Counts, layers: Sequence[Scored], step: Step) -> Sequence[Quota]:
-    """Quotas for these layers.
+def across(pipeline: Pipeline, layers: Sequence[Scored], step: Step, *, check: bool) -> Sequence[Scored]:
+    """The layers with the scores that a `CrossLayer` scorer gives them once it has seen all; others as they are.
+
+    Raises:
+        PlanError: if there is not one array of scores a layer, or one is wrong (see `score`).
+    """
+    if not isinstance(pipeline.score, CrossLayer):
+        return layers
+    final = pipeline.score.across(layers, step)
+    if not hasattr(final, "__len__") or len(final) != len(layers):
+        got = len(final) if hasattr(final, "__len__") else type(final).__name__
+        raise PlanError(f"{pipeline.score!r}.across() returned {got} scores for {len(layers)} layers.")
+    for scored, scores in zip(layers, final, strict=True):
+        _check_scores(pipeline, scores, scored.view, step, check=check)
+    return [Scored(scored.view, scores) for scored, scores in zip(layers, final, strict=True)]
+
+
+def ahead(allocator: Ahead, budget: Counts, view: CacheView, step: Step) -> HeadCounts:
+    """The quota of one layer, before it is scored.
+
+    Raises:
+        PlanError: if it is not a numpy array [B, H] of integers >= 0.
+    """
+    quota = allocator.ahead(budget, view.layer, view.num_layers, view.shape[1], step)
+    _check_quota(allocator, quota, quota, view)
+    return quota
+
+
+def allocate(pipeline: Pipeline, budget: Counts, layers: Sequence[Scored], step: Step) -> Sequence[HeadCounts]:
+    """Quotas for these layers, brought to the host.
 
     Raises:
         PlanError: if there is not one [B, H] quota of integers >= 0 a layer, or the total is not the budget.
@@ -101,25 +123,34 @@ def allocate(pipeline: Pipeline, budget: Counts, layers: Sequence[Scored], step:
     if not hasattr(quotas, "__len__") or len(quotas) != len(layers):
         got = len(quotas) if hasattr(quotas, "__len__") else type(quotas).__name__
         raise PlanError(f"{pipeline.allocate!r} returned {got} quotas for {len(layers)} layers.")
-    total = 0
+    known = []
     for quota, scored in zip(quotas, layers, strict=True):
-        where, shape = _at(pipeline.allocate, scored.view), getattr(quota, "shape", None)
-        if shape is None or tuple(shape) != scored.view.shape[:2]:
-            raise PlanError(
-                f"quota of {where} has shape {shape and tuple(shape)}; "
-                f"it must be an array [batch, heads] = {list(scored.view.shape[:2])}."
-            )
-        rows = quota if isinstance(quota, np.ndarray) else step.ops.host(quota)
-        if not np.issubdtype(rows.dtype, np.integer) or np.any(rows < 0):
-            raise PlanError(f"quota of {where} is {rows.tolist()}; it must be integers >= 0.")
-        total = total + np.sum(rows, axis=1)
-    due = budget * sum(scored.view.shape[1] for scored in layers)
+        rows = quota if isinstance(quota, np.ndarray) or not hasattr(quota, "shape") else step.ops.host(quota)
+        _check_quota(pipeline.allocate, quota, rows, scored.view)
+        known.append(rows)
+    total = np.sum([rows.sum(axis=1) for rows in known], axis=0)
+    check_total(pipeline, total, budget * sum(scored.view.shape[1] for scored in layers))
+    return known
+
+
+def check_total(pipeline: Pipeline, total: Counts, due: Counts) -> None:
+    """Raise `PlanError` unless the rows handed out are those that were to be handed out, [B]."""
     if not np.array_equal(total, due):
         raise PlanError(f"{pipeline.allocate!r} handed out {total} rows in all; the budget is exactly {due}.")
-    return quotas
 
 
-def plan(pipeline: Pipeline, scored: Scored, quota: Quota, step: Step, *, check: bool) -> Plan:
+def recall(recaller: Recaller, archive: CacheView, step: Step) -> KeepMask:
+    """Which rows of an archive come back.
+
+    Raises:
+        PlanError: if it is not a bool mask of the archive's shape.
+    """
+    mask = recaller.recall(archive, step)
+    _check_mask("rows recalled by", recaller, mask, archive)
+    return mask & archive.valid
+
+
+def plan(pipeline: Pipeline, scored: Scored, quota: HeadCounts, step: Step, *, check: bool) -> Plan:
     """Select and merge.
 
     Raises:
@@ -157,7 +188,9 @@ def _check_folds(made: Plan, merge: Merger, view: CacheView, *, check: bool) -> 
             f"{where}: into is {into.dtype} {list(into.shape)}; needs int64 [batch, heads, rows, M] with "
             f"[batch, heads, rows] = {list(view.shape)}."
         )
-    for name, data, shape in (("weight", weight, into.shape), ("self_weight", own, view.shape)):
+    scales = {name: data for name in ("key_scale", "value_scale") if (data := getattr(made, name)) is not None}
+    shaped = [("weight", weight, into.shape), ("self_weight", own, view.shape)]
+    for name, data, shape in (*shaped, *((name, data, view.shape) for name, data in scales.items())):
         if tuple(data.shape) != tuple(shape):
             raise PlanError(f"{where}: {name} has shape {list(data.shape)}; needs {list(shape)}.")
     if not check:
@@ -169,8 +202,36 @@ def _check_folds(made: Plan, merge: Merger, view: CacheView, *, check: bool) -> 
     leaves = (view.valid & ~made.keep)[..., None]
     if bool(xp.any(goes & ~(reached & leaves))):
         raise PlanError(f"{where} folds a row that stays, or into one that does not.")
-    if bool(xp.any(goes & ~xp.isfinite(weight))) or bool(xp.any(made.keep & ~xp.isfinite(own))):
+    if bool(xp.any(goes & ~xp.isfinite(weight))) or any(
+        bool(xp.any(made.keep & ~xp.isfinite(data))) for data in (own, *scales.values())
+    ):
         raise PlanError(f"{where} has weights that are NaN or infinite.")
+
+
+def _check_scores(pipeline: Pipeline, scores: Any, view: CacheView, step: Step, *, check: bool) -> None:
+    _check_shape("scores of", pipeline.score, scores, view)
+    xp = view.xp
+    if not xp.isdtype(scores.dtype, "real floating"):
+        raise PlanError(f"scores of {_at(pipeline.score, view)} have dtype {scores.dtype}; they must be floating.")
+    if check:
+        nan = xp.isnan(scores) & view.valid
+        if bool(xp.any(nan)):
+            row, head, slot = (int(i[0]) for i in np.nonzero(step.ops.host(nan)))
+            raise PlanError(
+                f"scores of {_at(pipeline.score, view)} are NaN (first at batch row {row}, head {head}, row {slot}, "
+                f"{int(np.sum(step.ops.host(nan)))} in all). Hint: -inf marks a row as worthless, NaN means nothing."
+            )
+
+
+def _check_quota(allocator: object, quota: Any, rows: Any, view: CacheView) -> None:
+    where, shape = _at(allocator, view), getattr(quota, "shape", None)
+    if shape is None or tuple(shape) != view.shape[:2]:
+        raise PlanError(
+            f"quota of {where} has shape {shape and tuple(shape)}; "
+            f"it must be an array [batch, heads] = {list(view.shape[:2])}."
+        )
+    if not np.issubdtype(rows.dtype, np.integer) or np.any(rows < 0):
+        raise PlanError(f"quota of {where} is {rows.tolist()}; it must be integers >= 0.")
 
 
 def _check_mask(what: str, stage: object, mask: Any, view: CacheView) -> None:

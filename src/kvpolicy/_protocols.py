@@ -10,20 +10,40 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from ._types import Array, CacheView, Column, Counts, KeepMask, Plan, Quota, Rows, Scored, Scores, Selection, Step
+from ._types import (
+    Array,
+    Assignment,
+    CacheView,
+    Column,
+    Counts,
+    HeadCounts,
+    KeepMask,
+    Plan,
+    Quota,
+    Rows,
+    Scored,
+    Scores,
+    Selection,
+    Step,
+    Weights,
+)
 
 __all__ = [
+    "Ahead",
     "Allocator",
     "Assigner",
     "Backend",
     "Bounded",
+    "CrossLayer",
     "ImportanceScorer",
     "Merger",
     "Observer",
+    "Recaller",
     "Scheduler",
     "Selector",
     "Store",
     "Weigher",
+    "Windowed",
 ]
 
 
@@ -42,6 +62,25 @@ class Observer(Protocol):
 
     def observe(self, view: CacheView, step: Step, /) -> Mapping[str, Column]:
         """The columns to add or replace. Observing a prompt in chunks must equal observing it whole."""
+        ...
+
+
+@runtime_checkable
+class Windowed(Protocol):
+    """Second face of a scorer that looks at the latest queries, also where a prompt came in chunks."""
+
+    @property
+    def window(self) -> int:
+        """How many of the latest queries must be there for `Step.latest`."""
+        ...
+
+
+@runtime_checkable
+class CrossLayer(Protocol):
+    """Second face of a scorer whose scores depend on other layers: every layer is scored before any is planned."""
+
+    def across(self, layers: Sequence[Scored], step: Step, /) -> Sequence[Scores]:
+        """The final scores of each layer, [B, H, S]."""
         ...
 
 
@@ -73,7 +112,28 @@ class Allocator(Protocol):
         ...
 
     def allocate(self, budget: Counts, layers: Sequence[Scored], step: Step, /) -> Sequence[Quota]:
-        """One quota, int64 [B, H], per given layer. ``budget`` is int64 [B]."""
+        """One quota, int64 [B, H], per given layer. ``budget`` is int64 [B], rows per layer and head on average."""
+        ...
+
+
+@runtime_checkable
+class Ahead(Protocol):
+    """Second face of an allocator that needs no scores: each layer is planned as soon as it has attended.
+
+    Only such an allocator may give one layer more than another without being `Allocator.whole_model`.
+    """
+
+    def ahead(self, budget: Counts, layer: int, num_layers: int, heads: int, step: Step, /) -> HeadCounts:
+        """The quota of one layer, int64 [B, H] (numpy); over all layers the total is exact."""
+        ...
+
+
+@runtime_checkable
+class Recaller(Protocol):
+    """Brings rows back that were released: rows that leave under its pipeline go to an archive in host memory."""
+
+    def recall(self, archive: CacheView, step: Step, /) -> KeepMask:
+        """Rows of the archive that return to the table, bool [B, H, A]; its keys and values are on the host."""
         ...
 
 
@@ -99,8 +159,8 @@ class Merger(Protocol):
 class Assigner(Protocol):
     """Where each dropped row goes: the index half of `mergers.Fold`."""
 
-    def assign(self, scored: Scored, selection: Selection, step: Step, /) -> Array:
-        """int64 [B, H, S, M]: the kept row that a dropped row folds into; -1 where it does not."""
+    def assign(self, scored: Scored, selection: Selection, step: Step, /) -> Assignment:
+        """For every dropped row the kept rows that it folds into."""
         ...
 
 
@@ -108,8 +168,8 @@ class Assigner(Protocol):
 class Weigher(Protocol):
     """With what weight: the other half of `mergers.Fold`."""
 
-    def weigh(self, scored: Scored, selection: Selection, into: Array, step: Step, /) -> tuple[Array, Array]:
-        """``weight`` float32 [B, H, S, M] and ``self_weight`` float32 [B, H, S]."""
+    def weigh(self, scored: Scored, selection: Selection, assignment: Assignment, step: Step, /) -> Weights:
+        """Weights for every target of the assignment, and for the kept rows themselves."""
         ...
 
 
@@ -117,8 +177,13 @@ class Store(Protocol):
     """Where the rows of one layer live: the only thing that makes or changes keys and values."""
 
     @property
-    def capacity(self) -> int:
-        """Physical rows per head."""
+    def capacity(self) -> float:
+        """Physical rows of keys and values per head, on average."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """S of the view, which may cost more than its length to make."""
         ...
 
     def nbytes(self) -> tuple[int, int]:
@@ -137,8 +202,12 @@ class Store(Protocol):
         """Add or replace scalar columns."""
         ...
 
-    def apply(self, plan: Plan, rows: int, /) -> None:
-        """Carry out a plan that keeps at most ``rows`` rows per head."""
+    def apply(self, plan: Plan, kept: HeadCounts, /) -> None:
+        """Carry out a plan that keeps ``kept`` rows of each head, int64 [B, H] (numpy)."""
+        ...
+
+    def join(self, rows: CacheView, count: HeadCounts, /) -> None:
+        """Add the rows of another table with all they carry, ``count`` valid ones a head (numpy int64 [B, H])."""
         ...
 
     def select_batch(self, index: Array, /) -> None:
@@ -158,8 +227,8 @@ class Backend(Protocol):
         """``numpy``, ``torch``, ``triton``."""
         ...
 
-    def store(self, layer: int, num_layers: int, /) -> Store:
-        """An empty store."""
+    def store(self, layer: int, num_layers: int, /, *, on_host: bool = False) -> Store:
+        """An empty store; with ``on_host`` its keys and values live in host memory, whatever the device."""
         ...
 
     def host(self, data: Array, /) -> np.ndarray[Any, Any]:
@@ -167,12 +236,28 @@ class Backend(Protocol):
         ...
 
     def attention_mass(
-        self, view: CacheView, step: Step, /, *, window: int | None = None, group: Literal["mean", "max"] = "mean"
+        self,
+        view: CacheView,
+        step: Step,
+        /,
+        *,
+        weights: Array | None = None,
+        group: Literal["mean", "max"] = "mean",
+        above: float | None = None,
     ) -> Scores:
-        """Column sums of the causal attention of this pass's valid queries: float32 (or wider) [B, H, S].
+        """Column sums of the causal attention of the step's valid queries: float32 (or wider) [B, H, S].
 
-        ``window`` counts only the last so many queries of each batch row. ``group`` reduces the query heads that share
-        a key/value head.
+        ``weights``, floating [B, Q], counts each query so often. ``group`` reduces the query heads that share a
+        key/value head. With ``above`` the sum is not of the attention but of how often it reaches that share of the
+        largest that its query pays.
+        """
+        ...
+
+    def most_similar(self, view: CacheView, rows: KeepMask, anchors: KeepMask, /) -> tuple[Array, Array]:
+        """For each marked row the anchor whose key has the highest cosine similarity, and that similarity.
+
+        int64 and floating [B, H, S]; ties go to the earliest arrival; -1 and 0 where a row is not marked or there is
+        no anchor. A key of length zero is similar to nothing (0).
         """
         ...
 

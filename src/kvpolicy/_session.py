@@ -2,30 +2,29 @@
 
 Per layer a forward pass is two calls: `Session.append` brings the new rows in, the caller attends, and
 `Session.advance` observes and, when the pass completes a prompt or a token, plans and compacts.
-
-Lengths are counted on the host (numpy), so that deciding whether to act never waits for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, final
 
 import numpy as np
 
 from . import _engine
 from ._errors import CacheError
+from ._layer import Layer
 from ._policy import Pipeline, Policy
-from ._protocols import Backend, Bounded, Store
-from ._types import Array, CacheView, Counts, Phase, Plan, Quota, Rows, Scored, Step
-from .report import LayerReport, Report
+from ._protocols import Ahead, Backend, Bounded, CrossLayer, Recaller
+from ._types import Array, CacheView, Counts, HeadCounts, Phase, Plan, Queries, Rotate, Rows, Scored, Step
+from .report import Report
 from .selectors import TopK
 
 __all__ = ["Listener", "Pass", "Session"]
 
 Listener = Callable[[int, CacheView, Plan, Step], None]
-HeadCounts: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]  # [B, H]
+BatchMask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]  # [B]
 
 
 @final
@@ -53,22 +52,15 @@ class Pass:
         return int(self.positions.shape[-1])
 
 
-@dataclass(slots=True)
-class _Layer:
-    """Host-side knowledge of one layer."""
+@final
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A scored layer that waits for the others."""
 
-    store: Store
-    length: int = 0  # logical: tokens that have passed, padding included
-    seen: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
-    prompt: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
-    prompt_kept: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
-    held: HeadCounts = field(default_factory=lambda: np.zeros((0, 0), np.int64))
-    slots: int = 0  # rows in the view, valid or not
-    limit: int | None = None  # slots that suffice while decoding, where the schedule is bounded
-    row_bytes: int = 0  # one row of one head
-    left: Counts = field(default_factory=lambda: np.zeros(0, np.int64))  # rows that plans took away
-    exceeded: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
-    merged: Any = None  # [B], of those that left; stays on the device until somebody asks
+    layer: Layer
+    scored: Scored
+    step: Step
+    quota: HeadCounts | None
 
 
 @final
@@ -83,6 +75,10 @@ class Session:
             when it is complete; unknown, every pass of several tokens is a whole prompt.
         check: verify every stage's answer (NaN, shapes, plans); on an accelerator each check waits for the device.
         listen: called with every plan before it is carried out.
+        rotate: turns rotary vectors by a number of positions, see `Step.rotate`.
+
+    Raises:
+        CacheError: if the policy re-indexes positions and there is no ``rotate``.
     """
 
     def __init__(
@@ -94,11 +90,23 @@ class Session:
         prompt_length: int = 0,
         check: bool = True,
         listen: Listener | None = None,
+        rotate: Rotate | None = None,
     ) -> None:
+        if policy.positions == "slots" and rotate is None:
+            raise CacheError(
+                "Policy(positions='slots') turns keys to their slot, which needs the model's rotary embedding; this "
+                "session has none. Hint: use a model with plain rotary positions, or positions='original'."
+            )
         self.policy, self.ops = policy, ops
-        self._prompt_length, self._check, self._listen = prompt_length, check, listen
-        self._layers = [_Layer(ops.store(index, num_layers)) for index in range(num_layers)]
-        self._waiting: list[tuple[Scored, Step]] = []  # layers that a whole-model allocator still waits for
+        self._prompt_length, self._check, self._listen, self._rotate = prompt_length, check, listen, rotate
+        self._turn = rotate if policy.positions == "slots" else None
+        self._layers = [self._new_layer(index, num_layers) for index in range(num_layers)]
+        self._waiting: list[_Waiting] = []
+        self._handed: list[HeadCounts] = []  # quotas of this pass, where each layer's is known ahead
+        self._windows = {
+            Phase.PREFILL: _engine.window_of(policy.prefill),
+            Phase.DECODE: _engine.window_of(policy.decode),
+        }
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -115,7 +123,7 @@ class Session:
     def all_valid(self, layer: int) -> bool:
         """Whether every row of every head is a real one, so that attention needs no mask for holes or padding."""
         state = self._layers[layer]
-        return bool(state.held.size == 0 or state.held.min() == state.slots)
+        return bool(state.held.size == 0 or state.held.min() == state.store.slots)
 
     def append(self, layer: int, keys: Array, values: Array, now: Pass) -> CacheView:
         """Bring the new rows of a pass into a layer's table; returns the table to attend over.
@@ -124,32 +132,102 @@ class Session:
             CacheError: if the batch size changed within the request.
         """
         state = self._layers[layer]
-        batch, heads = int(keys.shape[0]), int(keys.shape[1])
-        if state.length == 0:
-            for name in ("seen", "prompt", "prompt_kept", "left", "exceeded"):
-                setattr(state, name, np.zeros(batch, np.int64))
-            state.held = np.zeros((batch, heads), np.int64)
-            per_head = keys.shape[-1] + values.shape[-1]
-            state.row_bytes = int(per_head) * int(keys.nbytes // max(1, int(np.prod(keys.shape))))
-        elif len(state.seen) != batch:
-            raise CacheError(
-                f"this cache holds {len(state.seen)} batch rows and was given {batch}. Hint: make a new PolicyCache "
-                f"for each request."
-            )
-        view = state.store.append(Rows(keys, values, now.positions, now.valid, now.columns), limit=state.limit)
-        state.length += now.length
-        state.seen = state.seen + now.tokens
+        state.begin(keys, values)
+        view = state.append(Rows(keys, values, now.positions, now.valid, now.columns), now.tokens)
         if self._phase(now) is Phase.PREFILL:
             state.prompt = state.prompt + now.tokens
-        state.held = state.held + now.tokens[:, None]
-        state.slots = view.shape[2]
-        return view
+        state.view = self._in_slots(view)
+        return state.view
 
-    def advance(self, layer: int, queries: Array, scale: float, now: Pass) -> None:
-        """After attention: observe, and plan if this pass completes a prompt or a token."""
+    def turned(self, layer: int, queries: Array, now: Pass) -> Array:
+        """The queries [B, Hq, Q, D] to attend with: turned to their slots where the policy re-indexes positions."""
+        if self._turn is None:
+            return queries
         state = self._layers[layer]
-        view = state.store.view()
-        step = Step(
+        assert state.view is not None
+        xp, device = state.view.xp, now.positions.device
+        valid = xp.astype(now.valid, xp.int64)
+        behind = xp.sum(valid, axis=-1, keepdims=True) - xp.cumulative_sum(valid, axis=-1)  # later tokens of this pass
+        held = xp.asarray(state.held, dtype=xp.int64, device=device)
+        slot = held[:, :, None] - 1 - behind[:, None, :]
+        turn = xp.where(now.valid[:, None, :], slot - now.positions[:, None, :], xp.zeros_like(slot))
+        return self._turn(queries, xp.repeat(turn, queries.shape[1] // turn.shape[1], axis=1))
+
+    def advance(self, layer: int, queries: Array, scale: float, now: Pass, *, module: object = None) -> None:
+        """After attention: observe, and plan if this pass completes a prompt or a token.
+
+        Args:
+            layer: its number.
+            queries: [B, Hq, Q, D], those that were attended with.
+            scale: the softmax scale that the model itself used.
+            now: the pass.
+            module: the attention module, for stages that know the model.
+        """
+        state = self._layers[layer]
+        view, state.view = state.view, None
+        assert view is not None, "advance() follows append()"
+        goes_on = now.start + now.length < self._prompt_length
+        step = self._step(state, queries, scale, now, module)
+        columns = _engine.observe(self.policy, view, step)
+        if columns:
+            state.store.observe(columns)
+            view = view.with_columns(columns)
+        state.queries = self._remembered(step, goes_on)
+        if goes_on:
+            return  # a chunk of a prompt
+        pipeline = self.policy.prefill if step.phase is Phase.PREFILL else self.policy.decode
+        if pipeline is not None:
+            self._run(pipeline, state, view, step)
+        if step.phase is Phase.PREFILL:
+            state.prompt_kept = state.held
+            decode = self.policy.decode
+            if decode is not None and isinstance(decode.schedule, Bounded) and isinstance(decode.allocate, Ahead):
+                limit = np.broadcast_to(np.asarray(decode.schedule.limit(step), np.int64), step.seen.shape)
+                state.limit = int(_engine.ahead(decode.allocate, limit, view, step).max()) + 1
+
+    def select_batch(self, index: Array) -> None:
+        """Batch rows with all their state, in this order, repeats allowed (beam search)."""
+        chosen = self.ops.host(index) if not isinstance(index, np.ndarray) else index
+        for state in self._layers:
+            state.select_batch(index, chosen)
+
+    def clear(self) -> None:
+        """Start over as a new request."""
+        for index, state in enumerate(self._layers):
+            state.store.clear()
+            if state.archive is not None:
+                state.archive.clear()
+            self._layers[index] = Layer(state.store, state.archive)
+        self._waiting, self._handed = [], []
+
+    def report(self) -> Report:
+        """What happened so far."""
+        first = self._layers[0] if self._layers else None
+        return Report(
+            policy=self.policy,
+            backend=self.ops.name,
+            tokens=tuple(first.seen.tolist()) if first else (),
+            layers=tuple(state.report(self.ops) for state in self._layers),
+        )
+
+    def _new_layer(self, index: int, num_layers: int) -> Layer:
+        recalls = any(p is not None and p.recall is not None for p in (self.policy.prefill, self.policy.decode))
+        archive = self.ops.store(index, num_layers, on_host=True) if recalls else None
+        return Layer(self.ops.store(index, num_layers), archive)
+
+    def _in_slots(self, view: CacheView) -> CacheView:
+        """The table to attend over: its keys turned to their slots where the policy re-indexes positions."""
+        if self._turn is None:
+            return view
+        turn = self.ops.arrival_rank(view) - view.positions
+        return replace(view, keys=self._turn(view.keys, view.xp.where(view.valid, turn, view.xp.zeros_like(turn))))
+
+    def _phase(self, now: Pass) -> Phase:
+        prompt = now.start < self._prompt_length or now.start == 0 or now.length > 1
+        return Phase.PREFILL if prompt else Phase.DECODE
+
+    def _step(self, state: Layer, queries: Array, scale: float, now: Pass, module: object) -> Step:
+        return Step(
             phase=self._phase(now),
             seen=state.seen,
             prompt=state.prompt,
@@ -161,110 +239,118 @@ class Session:
             ops=self.ops,
             row_bytes=state.row_bytes * state.held.size * len(self._layers),
             count_bias=self.policy.count_bias,
-        )
-        columns = _engine.observe(self.policy, view, step)
-        if columns:
-            state.store.observe(columns)
-            view = view.with_columns(columns)
-        if now.start + now.length < self._prompt_length:
-            return  # a chunk of a prompt that goes on
-        pipeline = self.policy.prefill if step.phase is Phase.PREFILL else self.policy.decode
-        if pipeline is not None:
-            self._run(pipeline, state, view, step)
-        if step.phase is Phase.PREFILL:
-            state.prompt_kept = state.held.max(axis=1)
-            if self.policy.decode is not None and isinstance(self.policy.decode.schedule, Bounded):
-                state.limit = self.policy.decode.schedule.limit(step) + 1
-
-    def select_batch(self, index: Array) -> None:
-        """Batch rows with all their state, in this order, repeats allowed (beam search)."""
-        chosen = self.ops.host(index) if not isinstance(index, np.ndarray) else index
-        for state in self._layers:
-            if state.length:
-                state.store.select_batch(index)
-                for name in ("seen", "prompt", "prompt_kept", "held", "left", "exceeded"):
-                    setattr(state, name, getattr(state, name)[chosen])
-                if state.merged is not None:
-                    state.merged = state.merged[index]
-
-    def clear(self) -> None:
-        """Start over as a new request."""
-        for index, state in enumerate(self._layers):
-            state.store.clear()
-            self._layers[index] = _Layer(state.store)
-        self._waiting = []
-
-    def report(self) -> Report:
-        """What happened so far."""
-        first = self._layers[0] if self._layers else None
-        return Report(
-            policy=self.policy,
-            backend=self.ops.name,
-            tokens=tuple(first.seen.tolist()) if first else (),
-            layers=tuple(self._layer_report(state) for state in self._layers),
+            held=tuple(other.held if other.length else np.zeros_like(state.held) for other in self._layers),
+            prompt_quota=tuple(
+                other.prompt_quota if other.length else np.zeros_like(state.held) for other in self._layers
+            ),
+            earlier=state.queries,
+            rotate=self._rotate,
+            module=module,
+            length=state.length,
         )
 
-    def _layer_report(self, state: _Layer) -> LayerReport:
-        kv_bytes, column_bytes = state.store.nbytes()
-        merged = 0 if state.merged is None else int(self.ops.host(state.merged).sum())
-        return LayerReport(
-            rows=float(state.held.mean()) if state.held.size else 0.0,
-            most=int(state.held.max(initial=0)),
-            capacity=state.store.capacity,
-            evicted=int(state.left.sum()) - merged,
-            merged=merged,
-            exceeded=int(state.exceeded.sum()),
-            kv_bytes=kv_bytes,
-            full_kv_bytes=state.row_bytes * state.held.size * state.length,
-            column_bytes=column_bytes,
-        )
+    def _remembered(self, step: Step, goes_on: bool) -> Queries | None:
+        """The queries that later passes will ask for; the rest of a prompt (``goes_on``) may be padding."""
+        window = self._windows[Phase.DECODE]
+        window = window if window > 1 else 0  # a decoded token is its own latest query
+        if goes_on:
+            window = max(window, self._windows[Phase.PREFILL])
+        if window == 0:
+            return None
+        last = step.latest(window)
+        return Queries(last.queries, last.query_positions, last.query_valid)
 
-    def _phase(self, now: Pass) -> Phase:
-        prompt = now.start < self._prompt_length or now.start == 0 or now.length > 1
-        return Phase.PREFILL if prompt else Phase.DECODE
-
-    def _run(self, pipeline: Pipeline, state: _Layer, view: CacheView, step: Step) -> None:
+    def _run(self, pipeline: Pipeline, state: Layer, view: CacheView, step: Step) -> None:
         budget = _engine.budget_of(pipeline, step)
         if budget is None:
             return
-        if not pipeline.allocate.whole_model:
-            if np.any(state.held > budget[:, None]):
+        if pipeline.recall is not None and state.archived.any():
+            view, step = self._take_back(pipeline.recall, state, step)
+        quota = self._ahead(pipeline, budget, view, step)
+        if not (pipeline.allocate.whole_model or isinstance(pipeline.score, CrossLayer)):
+            if _over([state], [quota], budget).any():
                 scored = _engine.score(pipeline, view, step, check=self._check)
-                (quota,) = _engine.allocate(pipeline, budget, [scored], step)
-                self._carry_out(pipeline, state, scored, quota, step)
+                self._plan([_Waiting(state, scored, step, quota)], pipeline, budget)
             return
-        self._waiting.append((_engine.score(pipeline, view, step, check=self._check), step))
+        scored = _engine.score(pipeline, view, step, check=self._check)
+        self._waiting.append(_Waiting(state, scored, step, quota))
         if len(self._waiting) < len(self._layers):
             return
         waiting, self._waiting = self._waiting, []
-        if all(np.all(other.held <= budget[:, None]) for other in self._layers):
-            return
-        quotas = _engine.allocate(pipeline, budget, [scored for scored, _ in waiting], step)
-        for other, (scored, its_step), quota in zip(self._layers, waiting, quotas, strict=True):
-            self._carry_out(pipeline, other, scored, quota, its_step)
-            if step.phase is Phase.PREFILL:
-                other.prompt_kept = other.held.max(axis=1)
+        together = [waiting] if pipeline.allocate.whole_model else [[entry] for entry in waiting]
+        if any(_over([e.layer for e in entries], [e.quota for e in entries], budget).any() for entries in together):
+            self._plan(waiting, pipeline, budget)
 
-    def _carry_out(self, pipeline: Pipeline, state: _Layer, scored: Scored, quota: Quota, step: Step) -> None:
+    def _take_back(self, recaller: Recaller, state: Layer, step: Step) -> tuple[CacheView, Step]:
+        """Let rows return; the table and the step as they are then."""
+        assert state.archive is not None
+        before = state.held
+        state.take_back(_engine.recall(recaller, state.archive.view(), step), self.ops)
+        view, queries = self._in_slots(state.store.view()), step.queries
+        if self._turn is not None:  # older rows have come back, and the queries stand behind them
+            xp = view.xp
+            by = xp.asarray(state.held - before, dtype=xp.int64, device=view.positions.device)
+            by = xp.repeat(by, queries.shape[1] // by.shape[1], axis=1)
+            queries = self._turn(queries, xp.broadcast_to(by[..., None], queries.shape[:3]))
+        held = tuple(other.held for other in self._layers)
+        return view, replace(step, queries=queries, held=held, whole_pass=False)
+
+    def _ahead(self, pipeline: Pipeline, budget: Counts, view: CacheView, step: Step) -> HeadCounts | None:
+        """The layer's quota, where it is known before scoring; the last layer of a pass settles the account."""
+        if not isinstance(pipeline.allocate, Ahead) or pipeline.allocate.whole_model:
+            return None
+        quota = _engine.ahead(pipeline.allocate, budget, view, step)
+        self._handed = [*(self._handed if view.layer else []), quota]
+        if view.layer == len(self._layers) - 1:
+            total = np.sum([handed.sum(axis=1) for handed in self._handed], axis=0)
+            _engine.check_total(pipeline, total, budget * sum(handed.shape[1] for handed in self._handed))
+        return quota
+
+    def _plan(self, entries: list[_Waiting], pipeline: Pipeline, budget: Counts) -> None:
+        layers, last = [entry.scored for entry in entries], entries[-1].step
+        layers = list(_engine.across(pipeline, layers, last, check=self._check))
+        if pipeline.allocate.whole_model:
+            quotas = list(_engine.allocate(pipeline, budget, layers, last))
+        else:
+            quotas = [
+                _engine.allocate(pipeline, budget, [scored], entry.step)[0] if entry.quota is None else entry.quota
+                for entry, scored in zip(entries, layers, strict=True)
+            ]
+        # A batch row that holds no more than it may keeps it all, whatever another row holds.
+        numbers = range(len(entries))
+        for group in [numbers] if pipeline.allocate.whole_model else [[n] for n in numbers]:
+            over = _over([entries[n].layer for n in group], [entries[n].quota for n in group], budget)[:, None]
+            for n in group:
+                quotas[n] = np.where(over, quotas[n], np.maximum(quotas[n], entries[n].layer.held))
+        for entry, scored, quota in zip(entries, layers, quotas, strict=True):
+            self._carry_out(pipeline, entry.layer, scored, quota, entry.step)
+            if last.phase is Phase.PREFILL:
+                entry.layer.prompt_quota, entry.layer.prompt_kept = quota, entry.layer.held
+
+    def _carry_out(self, pipeline: Pipeline, state: Layer, scored: Scored, quota: HeadCounts, step: Step) -> None:
         made = _engine.plan(pipeline, scored, quota, step, check=self._check)
         if self._listen is not None:
             self._listen(scored.view.layer, scored.view, made, step)
         kept = self._kept(pipeline, state, scored, made, quota)
-        state.store.apply(made, int(kept.max()))
-        if made.into is not None:
-            xp = scored.view.xp
-            folded = xp.sum(xp.astype(xp.any(made.into >= 0, axis=-1), xp.int64), axis=(1, 2))
-            state.merged = folded if state.merged is None else state.merged + folded
-        wanted = quota if isinstance(quota, np.ndarray) else self.ops.host(quota)
-        state.left = state.left + (state.held - kept).sum(axis=1)
-        state.exceeded = np.maximum(kept - wanted, 0).sum(axis=1)
-        state.held = kept
-        state.slots = state.store.view().shape[2]
+        if pipeline.recall is not None:
+            state.release(scored.view, made, kept, self.ops)
+        state.apply(scored.view, made, kept, quota)
 
-    def _kept(self, pipeline: Pipeline, state: _Layer, scored: Scored, made: Plan, quota: Quota) -> HeadCounts:
-        """Rows kept by each head: counted, or, unchecked, known in advance from a host quota and `TopK`."""
-        if not self._check and isinstance(pipeline.select, TopK) and isinstance(quota, np.ndarray):
+    def _kept(self, pipeline: Pipeline, state: Layer, scored: Scored, made: Plan, quota: HeadCounts) -> HeadCounts:
+        """Rows kept by each head: counted, or, unchecked, known in advance from the quota and `TopK`."""
+        if not self._check and isinstance(pipeline.select, TopK) and not pipeline.select.text:
             known: HeadCounts = np.minimum(state.held, np.maximum(quota, pipeline.select.floor))
             return known
         xp = scored.view.xp
         return np.asarray(self.ops.host(xp.sum(xp.astype(made.keep, xp.int64), axis=-1)))
+
+
+def _over(layers: list[Layer], quotas: list[HeadCounts | None], budget: Counts) -> BatchMask:
+    """Which batch rows hold more than they may: head by head where quotas are known, in total otherwise; bool [B]."""
+    known = [quota for quota in quotas if quota is not None]
+    if len(known) == len(layers):
+        heads = [(state.held > quota).any(axis=1) for state, quota in zip(layers, known, strict=True)]
+        return np.asarray(np.stack(heads).any(axis=0))
+    held = np.sum([state.held.sum(axis=1) for state in layers], axis=0)
+    over: BatchMask = held > budget * sum(state.held.shape[1] for state in layers)
+    return over

@@ -10,7 +10,7 @@ D key dim, Dv value dim, Q queries of one forward pass, M targets per merged row
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
@@ -26,19 +26,26 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EMPTY",
+    "IMAGE",
+    "TEXT",
     "Array",
+    "Assignment",
     "CacheView",
     "Column",
     "Counts",
+    "HeadCounts",
     "KeepMask",
     "Phase",
     "Plan",
+    "Queries",
     "Quota",
+    "Rotate",
     "Rows",
     "Scored",
     "Scores",
     "Selection",
     "Step",
+    "Weights",
 ]
 
 Array: TypeAlias = Any  # an array of the backend in use (numpy.ndarray, torch.Tensor)
@@ -46,6 +53,10 @@ Scores: TypeAlias = Any  # floating [B, H, S]; higher = keep
 KeepMask: TypeAlias = Any  # bool [B, H, S]
 Quota: TypeAlias = Any  # int64 [B, H]; a numpy array where the host knows it, else the backend's
 Counts: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]  # int64 [B], always numpy: host knowledge costs no device sync
+HeadCounts: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]  # int64 [B, H], numpy likewise
+Rotate: TypeAlias = Callable[[Array, Array], Array]  # vectors [B, H, N, D] turned by int64 [B, H, N] positions
+
+TEXT, IMAGE = 0, 1  # the column ``segment``
 
 EMPTY: Mapping[str, Any] = {}  # read-only by type; a mappingproxy could be neither copied nor pickled
 
@@ -142,6 +153,43 @@ class CacheView:
 
 
 @dataclass(frozen=True, slots=True)
+class Queries:
+    """Queries of earlier passes that a scorer asked to keep.
+
+    Attributes:
+        vectors: [B, Hq, Q, D] after the rotary embedding.
+        positions: int64 [B, Q], arrival index of each.
+        valid: bool [B, Q]; False for padding.
+    """
+
+    vectors: Array
+    positions: Array
+    valid: Array
+
+    def followed_by(self, later: Queries) -> Queries:
+        """Both, in order."""
+        xp = array_api_compat.array_namespace(self.positions)
+        return Queries(
+            xp.concat([self.vectors, later.vectors], axis=2),
+            xp.concat([self.positions, later.positions], axis=1),
+            xp.concat([self.valid, later.valid], axis=1),
+        )
+
+    def latest(self, count: int) -> Queries:
+        """The last ``count`` valid ones of each batch row, in order; fewer if there are no more."""
+        if self.positions.shape[1] <= count:
+            return self
+        xp = array_api_compat.array_namespace(self.positions)
+        order = xp.argsort(xp.where(self.valid, self.positions, xp.full_like(self.positions, -1)), axis=-1, stable=True)
+        last = order[:, order.shape[1] - count :]
+        return Queries(
+            xp.take_along_axis(self.vectors, last[:, None, :, None], axis=2),
+            xp.take_along_axis(self.positions, last, axis=1),
+            xp.take_along_axis(self.valid, last, axis=1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What this forward pass did. Lengths are logical (tokens), never physical (rows).
 
@@ -149,7 +197,7 @@ class Step:
         phase: which pipeline is running.
         seen: int64 [B] (numpy), tokens seen so far by each batch row, padding not counted, this pass included.
         prompt: int64 [B] (numpy), tokens of ``seen`` that arrived in prefill passes.
-        prompt_kept: int64 [B] (numpy), rows kept by the latest prefill plan (largest head); zero before it.
+        prompt_kept: int64 [B, H] (numpy), rows that each head kept when the latest prompt was complete; zero before it.
         queries: [B, Hq, Q, D] after the rotary embedding, this pass only.
         query_positions: int64 [B, Q], arrival index of each query.
         query_valid: bool [B, Q]; False for padding.
@@ -157,12 +205,21 @@ class Step:
         ops: the backend of these arrays.
         row_bytes: bytes that one row per layer and head costs over the whole request (all layers, heads, batch rows).
         count_bias: whether the model attends with ``+ log(count)`` on every logit (`Policy.count_bias`).
+        held: int64 [B, H] (numpy) for every layer: valid rows of each head. A layer that has not run in this pass yet
+            stands as it was before it.
+        prompt_quota: int64 [B, H] (numpy) for every layer: the quotas of the latest prefill plan; zero without one.
+        earlier: the queries before this pass, as many as a `Windowed` scorer asked for.
+        rotate: turns rotary vectors by a number of positions; None where the caller gave no rotary embedding. An
+            adapter gives it where positions are re-indexed or a stage says ``needs_rotate = True``.
+        module: the attention module that ran, where an adapter gave it.
+        length: tokens that have passed, padding included.
+        whole_pass: whether the queries are exactly those of this pass, whose rows then end the table in order.
     """
 
     phase: Phase
     seen: Counts
     prompt: Counts
-    prompt_kept: Counts
+    prompt_kept: HeadCounts
     queries: Array
     query_positions: Array
     query_valid: Array
@@ -170,6 +227,33 @@ class Step:
     ops: Backend
     row_bytes: int = 0
     count_bias: bool = False
+    held: tuple[HeadCounts, ...] = ()
+    prompt_quota: tuple[HeadCounts, ...] = ()
+    earlier: Queries | None = None
+    rotate: Rotate | None = None
+    module: object = None
+    length: int = 0
+    whole_pass: bool = True
+
+    @property
+    def padding(self) -> Counts:
+        """int64 [B] (numpy): padding that has passed. On the left, ``position - padding`` counts a row's own tokens."""
+        return self.length - self.seen
+
+    def latest(self, count: int) -> Step:
+        """The same step with the last ``count`` valid queries of each batch row, those of earlier passes included."""
+        asked = Queries(self.queries, self.query_positions, self.query_valid)
+        if self.earlier is not None:
+            asked = self.earlier.followed_by(asked)
+        asked = asked.latest(count)
+        return replace(
+            self,
+            queries=asked.vectors,
+            query_positions=asked.positions,
+            query_valid=asked.valid,
+            earlier=None,
+            whole_pass=False,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +278,47 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
+class Assignment:
+    """Where the rows that are not kept go.
+
+    Attributes:
+        into: int64 [B, H, S, M], the kept row that a dropped row folds into; -1 where it does not.
+        similarity: floating [B, H, S, M], how alike the two are, where the assigner went by that.
+        registers: per-head state to carry on, each [B, H].
+    """
+
+    into: Array
+    similarity: Array | None = None
+    registers: Mapping[str, Array] = field(default_factory=lambda: EMPTY)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """With what weight rows fold; all fields but the last are those of a `Plan`.
+
+    Attributes:
+        weight: floating [B, H, S, M].
+        own: floating [B, H, S].
+        key_scale: floating [B, H, S]; None: 1.
+        value_scale: floating [B, H, S]; None: 1.
+        folds: bool [B, H, S, M], what folds at all: the rest is dropped, and with it what it counts. None: everything
+            that is assigned.
+    """
+
+    weight: Array
+    own: Array
+    key_scale: Array | None = None
+    value_scale: Array | None = None
+    folds: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What is to happen to a table; pure data, in the coordinates of the table it was made for.
 
-    A kept row ``n`` becomes ``self_weight[n] * row[n] + sum of weight[s, m] * row[s]`` over all (s, m) with
-    ``into[s, m] == n``.
-    Rows that are neither kept nor folded into a kept row are dropped.
+    A kept row ``n`` becomes ``scale[n] * (self_weight[n] * row[n] + sum of weight[s, m] * row[s])`` over all (s, m)
+    with ``into[s, m] == n``, where scale is key_scale for keys and value_scale for values. Rows that are neither kept
+    nor folded into a kept row are dropped.
 
     Attributes:
         keep: bool [B, H, S].
@@ -207,6 +326,8 @@ class Plan:
         weight: float32 [B, H, S, M].
         self_weight: float32 [B, H, S].
         merge_keys: False for mergers that touch values only.
+        key_scale: floating [B, H, S]; None: 1.
+        value_scale: floating [B, H, S]; None: 1.
         registers: per-head state to carry on, each [B, H].
     """
 
@@ -215,8 +336,12 @@ class Plan:
     weight: Array | None = None
     self_weight: Array | None = None
     merge_keys: bool = True
+    key_scale: Array | None = None
+    value_scale: Array | None = None
     registers: Mapping[str, Array] = field(default_factory=lambda: EMPTY)
 
     def __post_init__(self) -> None:
         if self.into is not None and (self.weight is None or self.self_weight is None):
             raise PlanError("Plan(into=...) needs weight= and self_weight= too: a fold without weights means nothing.")
+        if self.into is None and not (self.key_scale is None and self.value_scale is None):
+            raise PlanError("Plan(key_scale=..., value_scale=...) needs into= too: only merged rows are scaled.")

@@ -18,24 +18,28 @@ class LayerReport:
     Attributes:
         rows: valid rows held, mean over batch rows and heads.
         most: rows of the fullest head.
-        capacity: physical rows per head.
+        capacity: physical rows per head, on average.
         evicted: rows dropped so far, summed over batch rows and heads.
         merged: rows folded into another so far, likewise.
+        recalled: rows that came back from the archive so far, likewise; they do not count as evicted.
         exceeded: rows held above the budget at the last plan because they are protected, likewise.
         kv_bytes: storage of keys and values.
         full_kv_bytes: what keys and values of every token seen (padding included) would take.
         column_bytes: storage of the scalar columns.
+        archive_bytes: host memory that holds released rows.
     """
 
     rows: float
     most: int
-    capacity: int
+    capacity: float
     evicted: int
     merged: int
+    recalled: int
     exceeded: int
     kv_bytes: int
     full_kv_bytes: int
     column_bytes: int
+    archive_bytes: int
 
 
 @final
@@ -81,6 +85,16 @@ class Report:
         return sum(layer.merged for layer in self.layers)
 
     @property
+    def recalled(self) -> int:
+        """Rows that came back from the archive, over all layers, batch rows and heads."""
+        return sum(layer.recalled for layer in self.layers)
+
+    @property
+    def archive_bytes(self) -> int:
+        """Bytes of host memory that hold released rows."""
+        return sum(layer.archive_bytes for layer in self.layers)
+
+    @property
     def exceeded(self) -> int:
         """Rows held above the budget because they are protected."""
         return sum(layer.exceeded for layer in self.layers)
@@ -92,7 +106,8 @@ class Report:
         )
         lines = [f"{self.policy!r}", f"tokens seen {_span(self.tokens)} · backend {self.backend}", "", head]
         lines += [
-            f"{number:>5} {layer.rows:>8.1f} {layer.most:>6} {layer.capacity:>6} {layer.evicted:>9} {layer.merged:>9} "
+            f"{number:>5} {layer.rows:>8.1f} {layer.most:>6} {layer.capacity:>6.0f} "
+            f"{layer.evicted:>9} {layer.merged:>9} "
             f"{format_bytes(layer.kv_bytes):>10} {format_bytes(layer.full_kv_bytes):>10}"
             for number, layer in enumerate(self.layers)
         ]
@@ -102,6 +117,9 @@ class Report:
             f"{format_bytes(self.kv_bytes):>10} {format_bytes(self.full_kv_bytes):>10}   {share:.1%} of full, "
             f"columns {format_bytes(self.column_bytes)}"
         )
+        if self.archive_bytes:
+            held = format_bytes(self.archive_bytes)
+            lines.append(f"{self.recalled} rows came back from the archive, which holds {held} of host memory.")
         if self.exceeded:
             lines.append(f"{self.exceeded} protected rows are held above the budget.")
         return "\n".join(lines)

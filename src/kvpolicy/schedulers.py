@@ -8,13 +8,13 @@ from typing import final
 
 import numpy as np
 
-from ._check import check_count, check_share
+from ._check import check_count, check_share, check_stage
 from ._errors import PolicyError
 from ._protocols import Bounded, Scheduler
 from ._repr import constructor_repr
-from ._types import Counts, Step
+from ._types import Counts, Phase, Step
 
-__all__ = ["FixedRows", "KeepRatio", "MemoryBudget", "parse_bytes"]
+__all__ = ["Every", "FixedRows", "KeepRatio", "MemoryBudget", "parse_bytes"]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -102,6 +102,33 @@ class MemoryBudget(Scheduler, Bounded):
     def limit(self, step: Step, /) -> int:
         """The same number: it does not change within a request."""
         return self.budget(step)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Every(Scheduler):
+    """Act on complete prompts, and while decoding only at every n-th token; between, rows gather above the budget.
+
+    Args:
+        steps: n, at least 1.
+        schedule: what the budget is.
+    """
+
+    steps: int
+    schedule: Scheduler
+
+    __repr__ = constructor_repr
+
+    def __post_init__(self) -> None:
+        check_count("Every", "steps", self.steps, least=1)
+        check_stage("Every", "schedule", self.schedule, Scheduler)
+
+    def budget(self, step: Step, /) -> int | Counts | None:
+        """That of the inner schedule, when its turn has come; counted in tokens decoded since the latest prompt."""
+        decoded = int((step.seen - step.prompt).max(initial=0))
+        if step.phase is Phase.DECODE and decoded % self.steps:
+            return None
+        return self.schedule.budget(step)
 
 
 def parse_bytes(value: int | str, *, owner: str = "parse_bytes") -> int:

@@ -10,15 +10,15 @@ import pytest
 from pages import ROOT, blocks
 
 from kvpolicy import RECIPES, Policy
+from kvpolicy.cli._recipes import find
 
 PAGE = ROOT / "docs" / "policies.md"
 README = ROOT / "README.md"
 
 
 def example(recipe: str) -> Policy:
-    """The recipe as the page shows it."""
-    make = RECIPES[recipe]
-    return make(keep=0.2) if "keep" in inspect.signature(make).parameters else make()
+    """The recipe as the page shows it, and as `kvpolicy explain` does."""
+    return find(recipe).example()
 
 
 def table(text: str) -> dict[str, str]:

@@ -39,8 +39,8 @@ def test_policies_lists_every_recipe_with_its_source() -> None:
 def test_explain_prints_a_composition_that_is_the_policy(name: str) -> None:
     code, out, _ = run("explain", name)
     assert code == 0
-    recipe = kvpolicy.RECIPES[name]
-    expected = recipe() if name == "full" else recipe(keep=0.2)
+    needed = {"full": {}, "head_kv": {"keep": 0.2, "table": ((2, 1), (1, 1))}}
+    expected = kvpolicy.RECIPES[name](**needed.get(name, {"keep": 0.2}))
     _, _, printed = out.partition("composition")
     source = printed.partition("\n")[2].strip()
     assert eval(source, vars(kvpolicy)) == expected  # what is printed can be pasted

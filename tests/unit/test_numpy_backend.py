@@ -73,7 +73,7 @@ def asking(
         phase=Phase.PREFILL,
         seen=seen,
         prompt=seen,
-        prompt_kept=np.zeros_like(seen),
+        prompt_kept=np.zeros((1, 1), np.int64),
         queries=np.array(queries, dtype=np.float32)[None],
         query_positions=np.array([positions]),
         query_valid=np.array([[True] * len(positions) if valid is None else valid]),
@@ -136,7 +136,7 @@ class TestAttentionMass:
     def test_window_counts_valid_queries_from_the_end(self, window: int, expected: list[float]) -> None:
         view = table([[0.0], [0.0], [0.0]], valid=[True, True, False])
         step = asking([[[1.0], [1.0], [1.0]]], [0, 1, 2], valid=[True, True, False])  # the last query is padding
-        np.testing.assert_allclose(OPS.attention_mass(view, step, window=window), one_head(*expected))
+        np.testing.assert_allclose(OPS.attention_mass(view, step.latest(window)), one_head(*expected))
 
     def test_count_bias_weighs_a_row_by_its_tokens(self) -> None:
         view = table([[0.0], [0.0]], count=Column(one_head(3.0, 1.0), "sum"))
@@ -446,7 +446,7 @@ class TestStore:
     def test_dtype_is_preserved(self, dtype: Any) -> None:
         store = OPS.store(0, 1)
         store.append(arriving(0, 3, dtype=dtype))
-        store.apply(Plan(keep=np.ones((2, 2, 3), dtype=bool)), 3)
+        store.apply(Plan(keep=np.ones((2, 2, 3), dtype=bool)), np.full((2, 2), 3))
         view = store.append(arriving(3, 1, dtype=np.float64))
         assert view.keys.dtype == view.values.dtype == dtype
 
@@ -464,8 +464,8 @@ class TestStore:
         store.append(arriving(0, 4))
         keep = np.zeros((2, 2, 4), dtype=bool)
         keep[..., [1, 3]] = True
-        store.apply(Plan(keep=keep, registers={"share": np.full((2, 2), 0.5)}), 2)
-        assert store.capacity == 2
+        store.apply(Plan(keep=keep, registers={"share": np.full((2, 2), 0.5)}), np.full((2, 2), 2))
+        assert store.capacity == store.slots == 2
         view = store.append(arriving(4, 1))
         assert view.positions.tolist() == [[[1, 3, 4]] * 2] * 2
         assert view.keys[1, 0, :, 0].tolist() == [101, 103, 104]
@@ -476,7 +476,7 @@ class TestStore:
         store.append(arriving(0, 2, valid=[[True, True], [False, True]]))
         store.apply(
             Plan(keep=store.view().valid, registers={"share": np.array([[1, 2], [3, 4]])}),
-            2,
+            np.array([[2, 2], [1, 1]]),
         )
         store.select_batch([1, 0, 1])
         view = store.view()
@@ -501,6 +501,7 @@ class TestStore:
     def test_an_empty_store_says_so(self) -> None:
         store = OPS.store(4, 8)
         store.select_batch([0])  # nothing to choose from is nothing to do
-        for use in (store.view, lambda: store.observe({}), lambda: store.apply(Plan(keep=np.ones((1, 1, 1))), 1)):
+        plan, kept = Plan(keep=np.ones((1, 1, 1))), np.ones((1, 1), np.int64)
+        for use in (store.view, lambda: store.observe({}), lambda: store.apply(plan, kept)):
             with pytest.raises(CacheError, match="layer 4 is empty"):
                 use()

@@ -48,11 +48,22 @@ from kvpolicy import (
     streaming_llm,
 )
 
-BUDGETS: list[dict[str, Any]] = [{"keep": 0.2}, {"rows": 7}, {"memory": "64MiB"}, {"memory": 4096}]
+BUDGETS: list[dict[str, Any]] = [{"keep": 0.2}, {"rows": 70}, {"memory": "64MiB"}, {"memory": 4096}]
+NAMES = """full elastic_cache h2o streaming_llm snapkv pyramid_kv ada_kv head_kv tova cam k_norm key_diff random
+look_m d2o kv_merger keep_kv vl_cache air_cache expected_attention adore"""
+NEEDED: dict[str, Any] = {"head_kv": {"table": ((1, 2), (3, 0.5))}}  # arguments that have no default
+BUDGETED = [name for name in RECIPES if name != "full"]
+
+
+def made(name: str, **budget: Any) -> Policy:
+    return RECIPES[name](**NEEDED.get(name, {}), **budget)
+
+
 POLICIES = [
     full(),
     Policy(count_bias=True),
-    *(recipe(**budget) for recipe in (elastic_cache, h2o, streaming_llm) for budget in BUDGETS),
+    Policy(positions="slots"),
+    *(made(name, **budget) for name in BUDGETED for budget in BUDGETS),
     elastic_cache(keep=0.5, first=0, last=3, distance=7),
     h2o(rows=8, recent=0.25),
     streaming_llm(rows=8, sinks=2),
@@ -116,10 +127,11 @@ class TestValues:
                 part.something_new = 1
 
     def test_every_recipe_is_a_public_name_that_gives_a_policy(self) -> None:
-        assert set(RECIPES) == {"full", "elastic_cache", "h2o", "streaming_llm"}
+        assert list(RECIPES) == NAMES.split()
         for name, recipe in RECIPES.items():
+            assert recipe.__name__ == name
             assert getattr(kvpolicy, name) is recipe
-            assert isinstance(recipe(**({} if name == "full" else {"keep": 0.5})), Policy)
+            assert isinstance(made(name, **({} if name == "full" else {"keep": 0.5})), Policy)
         with pytest.raises(TypeError):
             RECIPES["mine"] = full  # type: ignore[index]
 
@@ -135,7 +147,6 @@ class Scorer:
         return view.values.sum(-1)
 
 
-BUDGETED = [elastic_cache, h2o, streaming_llm]
 ROWS: Any = FixedRows(3)
 
 
@@ -149,9 +160,9 @@ class TestRefusals:
             *(("memory", v) for v in ("x", "", 0, -5, "-3MiB", "0MB", "3 XB", "MiB", "5K", 1.5, True, b"1MB", [1])),
         ],
     )
-    def test_a_budget_that_is_none(self, recipe: Any, argument: str, value: Any) -> None:
+    def test_a_budget_that_is_none(self, recipe: str, argument: str, value: Any) -> None:
         with pytest.raises(PolicyError) as caught:
-            recipe(**{argument: value})
+            made(recipe, **{argument: value})
         assert f"{argument}={value!r}" in str(caught.value)
 
     @pytest.mark.parametrize("recipe", BUDGETED)
@@ -164,11 +175,11 @@ class TestRefusals:
             ({"keep": 0.2, "rows": 8, "memory": 10}, "got keep=0.2, rows=8, memory=10"),
         ],
     )
-    def test_not_exactly_one_budget(self, recipe: Any, given: dict[str, Any], got: str) -> None:
+    def test_not_exactly_one_budget(self, recipe: str, given: dict[str, Any], got: str) -> None:
         with pytest.raises(PolicyError, match="exactly one of keep=, rows= and memory=") as caught:
-            recipe(**given)
+            made(recipe, **given)
         assert got in str(caught.value)
-        assert recipe.__name__ in str(caught.value)
+        assert recipe in str(caught.value)
 
     @pytest.mark.parametrize(
         ("make", "names"),
@@ -564,10 +575,10 @@ class TestPackage:
         assert public <= declared
         assert all(hasattr(kvpolicy, name) for name in declared)
         modules = {name for name in declared if isinstance(getattr(kvpolicy, name), types.ModuleType)}
-        assert modules == {"allocators", "mergers", "schedulers", "scorers", "selectors"}
+        assert modules == {"allocators", "mergers", "recallers", "schedulers", "scorers", "selectors"}
 
     def test_every_stage_module_declares_what_it_offers(self) -> None:
-        for name in ("allocators", "mergers", "schedulers", "scorers", "selectors"):
+        for name in ("allocators", "mergers", "recallers", "schedulers", "scorers", "selectors"):
             module = getattr(kvpolicy, name)
             for declared in module.__all__:
                 assert getattr(module, declared).__module__.startswith(f"kvpolicy.{name}")

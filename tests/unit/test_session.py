@@ -33,11 +33,17 @@ from kvpolicy import (
     Session,
     Step,
     TopK,
+    ada_kv,
+    adore,
     backend_by_name,
+    d2o,
     elastic_cache,
     full,
     h2o,
+    keep_kv,
+    snapkv,
     streaming_llm,
+    tova,
 )
 
 BY_MEMORY = streaming_llm(memory=10_000, sinks=2)  # a budget of the whole batch: it shrinks when the batch grows
@@ -49,6 +55,12 @@ RECIPES = [
     streaming_llm(keep=0.5, sinks=2),
     BY_MEMORY,
     full(),
+    tova(rows=6),  # a window of one query
+    snapkv(rows=9, window=4),  # and of several
+    adore(rows=6, recall=3),  # an archive
+    d2o(rows=9),  # a whole-model allocator, registers
+    ada_kv(rows=6, window=3),  # ragged heads
+    keep_kv(rows=6),  # counts in the attention
 ]
 POLICIES = st.sampled_from(RECIPES)
 
@@ -406,10 +418,20 @@ class TestSteps:
         drive(policy, request, chunks=(2, 3, 1))
         (prompt,) = prefill.steps
         assert prompt.phase is Phase.PREFILL
-        assert (prompt.seen.tolist(), prompt.prompt.tolist(), prompt.prompt_kept.tolist()) == ([6, 2], [6, 2], [0, 0])
+        assert (prompt.seen.tolist(), prompt.prompt.tolist(), prompt.prompt_kept.tolist()) == (
+            [6, 2],
+            [6, 2],
+            [[0, 0]] * 2,
+        )
         assert [step.phase for step in decode.steps] == [Phase.DECODE] * 2
         last = decode.steps[-1]
-        assert (last.seen.tolist(), last.prompt.tolist(), last.prompt_kept.tolist()) == ([8, 4], [6, 2], [6, 2])
+        assert (last.seen.tolist(), last.prompt.tolist(), last.prompt_kept.tolist()) == (
+            [8, 4],
+            [6, 2],
+            [[6, 6], [2, 2]],
+        )
+        assert [held.tolist() for held in last.held] == [[[8, 8], [4, 4]]]
+        assert [quota.tolist() for quota in last.prompt_quota] == [[[0, 0]] * 2]  # nothing was planned
         assert last.query_positions.tolist() == [[7], [7]]
         assert last.queries.shape == (2, 6, 1, 4)
         assert (last.scale, last.count_bias) == (request.scale, True)

@@ -2,139 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from driving import table_of, to
+from driving import table_of
 from hypothesis import given
 from hypothesis import strategies as st
+from storing import HEADS, Pair, arriving, kept_by
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kvpolicy import CacheError, Column, Plan, Rows, Store, backend_by_name
+from kvpolicy import CacheError, Column, Plan, backend_by_name
 
-Arr = np.ndarray[Any, np.dtype[Any]]
-HEADS, DIM, VALUE_DIM = 2, 3, 2
-
-
-def rows_for(backend: str, keys: Arr, values: Arr, positions: Arr, valid: Arr, **columns: Arr) -> Rows:
-    arrays = (to(backend, data) for data in (keys, values, positions, valid))
-    return Rows(*arrays, {name: to(backend, data) for name, data in columns.items()})
-
-
-def arriving(backend: str, start: int, count: int, *, batch: int = 1, heads: int = HEADS, dim: int = DIM) -> Rows:
-    """Rows whose key says which they are: ``position + 1000 head``."""
-    positions = np.broadcast_to(np.arange(start, start + count), (batch, count))
-    named = positions[:, None, :, None] + 1000 * np.arange(heads)[None, :, None, None]
-    keys = np.broadcast_to(named, (batch, heads, count, dim)).astype(np.float32)
-    return rows_for(backend, keys, -keys, positions, np.ones((batch, count), dtype=bool))
-
-
-@dataclass
-class Pair:
-    """Both stores, given the same at every turn."""
-
-    rng: np.random.Generator
-    batch: int
-    stores: dict[str, Store]
-    arrived: int = 0
-    registers: tuple[str, ...] = ()
-
-    @classmethod
-    def new(cls, seed: int, batch: int) -> Pair:
-        return cls(np.random.default_rng(seed), batch, {b: backend_by_name(b).store(1, 3) for b in ("numpy", "torch")})
-
-    def append(self, count: int, *, limit: int | None, segments: bool) -> None:
-        shape = (self.batch, HEADS, count)
-        keys, values = (self.rng.standard_normal((*shape, width)) for width in (DIM, VALUE_DIM))
-        positions = np.broadcast_to(np.arange(self.arrived, self.arrived + count), (self.batch, count))
-        valid = self.rng.random((self.batch, count)) < 0.8
-        columns = {"segment": self.rng.integers(0, 4, (self.batch, count))} if segments else {}
-        self.arrived += count
-        for backend, store in self.stores.items():
-            view = store.append(rows_for(backend, keys, values, positions, valid, **columns), limit=limit)
-            assert view.positions.shape == store.view().positions.shape
-
-    def apply(self, share: float, *, merge: bool) -> None:
-        """A plan in terms of positions, because each store keeps its rows where it likes."""
-        chosen: dict[tuple[int, int, int], bool] = {}
-        target: dict[tuple[int, int, int], int] = {}
-        weight: dict[int, float] = {p: self.rng.random() for p in range(self.arrived)}
-        view = self.stores["numpy"].view()
-        for b, h in np.ndindex(self.batch, HEADS):
-            there = [int(p) for p, ok in zip(view.positions[b, h], view.valid[b, h], strict=True) if ok]
-            for p in there:
-                chosen[b, h, p] = bool(self.rng.random() < share)
-            kept = [p for p in there if chosen[b, h, p]]
-            for p in there:
-                if kept and not chosen[b, h, p] and self.rng.random() < 0.7:
-                    target[b, h, p] = int(self.rng.choice(kept))
-        register = self.rng.random((self.batch, HEADS))
-        most = max([sum(v for (b, h, _), v in chosen.items() if (b, h) == at) for at in np.ndindex(self.batch, HEADS)])
-        for backend, store in self.stores.items():
-            table = store.view()
-            positions = np.asarray(table.positions)
-            keep = np.zeros(positions.shape, dtype=bool)
-            into = np.full((*positions.shape, 1), -1)
-            weights, own = np.zeros((*positions.shape, 1)), np.ones(positions.shape)
-            for (b, h, p), stays in chosen.items():
-                n = int(np.flatnonzero(positions[b, h] == p)[0])
-                keep[b, h, n] = stays
-                if (b, h, p) in target:
-                    into[b, h, n] = int(np.flatnonzero(positions[b, h] == target[b, h, p])[0])
-                    weights[b, h, n], own[b, h, into[b, h, n, 0]] = weight[p], 0.5
-            arrays = (to(backend, data) for data in ((keep, into, weights, own) if merge else (keep,)))
-            store.apply(Plan(*arrays, registers={"tau": to(backend, register)}), most)
-        self.registers = ("tau",)
-
-    def observe(self, name: str, on_merge: Any) -> None:
-        known = self.rng.random((self.batch, HEADS, self.arrived))
-        for backend, store in self.stores.items():
-            positions = np.asarray(store.view().positions)
-            data = np.take_along_axis(known, np.maximum(positions, 0), axis=-1)
-            store.observe({name: Column(to(backend, data), on_merge)})
-
-    def select(self) -> None:
-        index = self.rng.integers(0, self.batch, self.rng.integers(1, 4))
-        self.batch = len(index)
-        for backend, store in self.stores.items():
-            store.select_batch(to(backend, index))
-
-    def compare(self) -> None:
-        views = {name: store.view() for name, store in self.stores.items()}
-        mine, due = views["torch"], views["numpy"]
-        assert mine.columns.keys() == due.columns.keys()
-        assert {n: c.on_merge for n, c in mine.columns.items()} == {n: c.on_merge for n, c in due.columns.items()}
-        assert mine.shape[2] <= self.stores["torch"].capacity
-        for b, h in np.ndindex(self.batch, HEADS):
-            a, z = table_of(mine, b, h, np.asarray), table_of(due, b, h, np.asarray)
-            assert a.positions == z.positions
-            np.testing.assert_allclose(a.keys, z.keys, rtol=1e-12, atol=1e-12)
-            np.testing.assert_allclose(a.values, z.values, rtol=1e-12, atol=1e-12)
-            for name in z.columns:
-                np.testing.assert_allclose(a.columns[name], z.columns[name], rtol=1e-6, err_msg=name)
-        for name in self.registers:
-            np.testing.assert_array_equal(mine.registers[name], due.registers[name])
-        assert (mine.layer, mine.num_layers) == (due.layer, due.num_layers) == (1, 3)
-
-
-APPEND, ONE, EVICT, MERGE, OBSERVE, SELECT = "append one evict merge observe select".split()
+APPEND, ONE, EVICT, MERGE, OBSERVE, SELECT, JOIN = "append one evict merge observe select join".split()
 
 
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 3),
-    st.lists(st.sampled_from([APPEND, ONE, ONE, ONE, EVICT, EVICT, MERGE, OBSERVE, SELECT]), max_size=16),
+    st.lists(st.sampled_from([APPEND, ONE, ONE, ONE, EVICT, EVICT, MERGE, OBSERVE, SELECT, JOIN, JOIN]), max_size=16),
     st.sampled_from([None, 1, 6, 50]),
+    st.booleans(),
+    st.booleans(),
     st.booleans(),
 )
 def test_any_sequence_leaves_the_rows_of_the_plain_store(
-    seed: int, batch: int, commands: list[str], limit: int | None, segments: bool
+    seed: int, batch: int, commands: list[str], limit: int | None, segments: bool, on_host: bool, joins_first: bool
 ) -> None:
-    pair = Pair.new(seed, batch)
-    pair.append(int(pair.rng.integers(1, 9)), limit=limit, segments=segments)
+    pair = Pair.new(seed, batch, on_host=on_host)
+    if joins_first:  # as an archive begins
+        pair.join(int(pair.rng.integers(1, 9)))
+    else:
+        pair.append(int(pair.rng.integers(1, 9)), limit=limit, segments=segments)
     pair.compare()
     for command in commands:
         if command in (APPEND, ONE):
@@ -143,8 +43,12 @@ def test_any_sequence_leaves_the_rows_of_the_plain_store(
                 limit=limit,
                 segments=segments or bool(pair.rng.random() < 0.3),
             )
+        elif command == JOIN:
+            pair.join(int(pair.rng.integers(1, 5)))
         elif command in (EVICT, MERGE):
-            pair.apply(pair.rng.choice([0.3, 0.8, 0.95]), merge=command == MERGE)
+            alike = pair.rng.random() < 0.5
+            shares = pair.rng.choice([0.3, 0.8, 0.95] if alike else [0.0, 0.2, 1.0], (pair.batch, HEADS))
+            pair.apply(np.full_like(shares, shares[0, 0]) if alike else shares, merge=command == MERGE)
         elif command == OBSERVE:
             pair.observe("mass", "sum" if pair.rng.random() < 0.5 else "keep")
         else:
@@ -160,7 +64,7 @@ def steady(*, prompt: int = 40, keep: int = 12, heads: int = 2, dim: int = 16) -
     stays = torch.zeros(view.shape, dtype=torch.bool)
     stays[..., :: prompt // keep] = True
     stays &= stays.cumsum(-1) <= keep
-    store.apply(Plan(keep=stays), keep)
+    store.apply(Plan(keep=stays), np.full((1, heads), keep))
     return store
 
 
@@ -171,7 +75,7 @@ def evict_one_a_head(store: Any, step: int) -> None:
     for head in range(view.shape[1]):
         held = keep[0, head].nonzero()[:, 0]
         keep[0, head, held[(step + 5 * head) % len(held)]] = False
-    store.apply(Plan(keep=keep), int(keep.sum(-1).max()))
+    store.apply(Plan(keep=keep), kept_by(keep))
 
 
 def test_decode_under_a_budget_writes_in_place() -> None:
@@ -213,7 +117,7 @@ class Fresh(TorchDispatchMode):
 
 
 def test_a_decode_step_makes_nothing_of_the_caches_size() -> None:
-    store = steady(prompt=400, keep=200)
+    store, kept = steady(prompt=400, keep=200), np.full((1, 2), 200)
     for step in range(4):
         rows = arriving("torch", 400 + step, 1, dim=16)
         view = store.view()
@@ -221,7 +125,7 @@ def test_a_decode_step_makes_nothing_of_the_caches_size() -> None:
             store.append(rows, limit=201)
             keep = store.view().valid.clone()
             keep[..., step] = False
-            store.apply(Plan(keep=keep), 200)
+            store.apply(Plan(keep=keep), kept)
         # Masks and indices of one row's width may be made; keys and values are 16 floats wide.
         assert 0 < fresh.largest <= view.keys.nbytes // 8
 
@@ -244,7 +148,7 @@ def test_growth_without_a_bound_is_rare_and_with_one_exact() -> None:
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_plan_gives_memory_back(merge: bool) -> None:
     store = backend_by_name("torch").store(0, 1)
-    view = store.append(arriving("torch", 0, 64, dim=8))
+    view = store.append(arriving("torch", 0, 64, heads=HEADS, dim=8))
     before = store.nbytes()
     assert before == (2 * 64 * HEADS * 8 * 4, 64 * HEADS * (8 + 1 + 4))
     keep = torch.arange(64).expand(view.shape) < 15
@@ -252,9 +156,9 @@ def test_a_plan_gives_memory_back(merge: bool) -> None:
     if merge:
         into = torch.where(keep, -1, 3)[..., None]
         plan = Plan(keep, into, torch.full(into.shape, 0.02), torch.full(view.shape, 0.02))
-    store.apply(plan, 15)
+    store.apply(plan, kept_by(keep))
     assert store.nbytes() == tuple(size // 4 for size in before)  # 15 rows and the slot for the next
-    assert store.view().shape[2] == 15
+    assert store.view().shape[2] == store.slots == 15
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -266,7 +170,7 @@ def test_positions_and_validity_stay_the_callers(batch: int, heads: int) -> None
     view = store.append(rows)
     keep = view.valid.clone()
     keep[..., 4] = False
-    store.apply(Plan(keep=keep), 9)
+    store.apply(Plan(keep=keep), kept_by(keep))
     assert rows.positions.tolist() == [list(range(10))] * batch
     assert rows.valid.all()
     assert store.view().valid.sum() == 9 * batch * heads
@@ -275,11 +179,11 @@ def test_positions_and_validity_stay_the_callers(batch: int, heads: int) -> None
 def test_an_empty_store_says_so_and_a_cleared_one_is_empty() -> None:
     store = backend_by_name("torch").store(4, 8)
     for _ in range(2):
-        assert (store.capacity, store.nbytes()) == (0, (0, 0))
+        assert (store.capacity, store.slots, store.nbytes()) == (0, 0, (0, 0))
         store.select_batch(torch.tensor([0]))
         with pytest.raises(CacheError, match="layer 4"):
             store.view()
         store.append(arriving("torch", 0, 3))
-        store.apply(Plan(keep=store.view().valid, registers={"tau": torch.ones(1, 2)}), 3)
+        store.apply(Plan(keep=store.view().valid, registers={"tau": torch.ones(1, 2)}), np.full((1, 2), 3))
         store.clear()
     assert not store.append(arriving("torch", 0, 3)).registers

@@ -2,184 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from tables import OPS, ORACLE, ROUNDING, Case, cases, in_torch, representable
 
-from kvpolicy import CacheView, Column, Phase, Plan, Step, backend_by_name
-from kvpolicy.backends.numpy import NumpyBackend
-from kvpolicy.backends.torch import TorchBackend
-
-Arr = np.ndarray[Any, np.dtype[Any]]
-ORACLE, OPS = NumpyBackend(), TorchBackend()
-
-# One rounding of a result in each dtype of keys and values; sums are formed in float32 at least.
-ROUNDING = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-21, "float64": 2**-48}
-DTYPES = st.sampled_from(sorted(ROUNDING))
-
-
-@dataclass(frozen=True)
-class Case:
-    """A random table in numpy (keys and values in float64 that the dtype can hold) and the same one in torch."""
-
-    numpy: CacheView
-    torch: CacheView
-    rng: np.random.Generator
-
-
-def in_torch(data: Arr, dtype: str | None = None) -> torch.Tensor:
-    made = torch.tensor(data)
-    return made.to(getattr(torch, dtype)) if dtype else made
-
-
-def representable(data: Arr, dtype: str) -> Arr:
-    rounded: Arr = in_torch(data, dtype).double().numpy()
-    return rounded
-
-
-@st.composite
-def cases(draw: st.DrawFn, *, dtypes: st.SearchStrategy[str] = DTYPES, max_rows: int = 12) -> Case:
-    """Unordered rows, padding, empty slots; merged counts, a float column that sums and an int column that stays."""
-    batch, heads, rows, dim, value_dim = (draw(st.integers(1, most)) for most in (2, 3, max_rows, 5, 5))
-    dtype, rng = draw(dtypes), np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    shape = (batch, heads, rows)
-    valid = rng.random(shape) < draw(st.sampled_from([0.3, 0.8, 1.0]))
-    positions = np.stack([rng.permutation(3 * rows)[:rows] for _ in range(batch * heads)]).reshape(shape)
-    positions[~valid & (rng.random(shape) < 0.5)] = -1
-    keys, values = (representable(rng.standard_normal((*shape, width)), dtype) for width in (dim, value_dim))
-    columns = {
-        "count": Column(np.where(valid, rng.integers(1, 5, shape), 0).astype(np.float32), "sum"),
-        "mass": Column(np.where(valid, rng.random(shape), 0), "sum"),
-        "segment": Column(rng.integers(0, 3, shape), "keep"),
-    }
-    registers = {"share": rng.random((batch, heads))}
-    mine = CacheView(keys, values, positions, valid, columns, registers, layer=3, num_layers=7)
-    theirs = replace(
-        mine,
-        keys=in_torch(keys, dtype),
-        values=in_torch(values, dtype),
-        positions=in_torch(positions),
-        valid=in_torch(valid),
-        columns={name: replace(c, data=in_torch(c.data)) for name, c in columns.items()},
-        registers={"share": in_torch(registers["share"])},
-    )
-    return Case(mine, theirs, rng)
-
-
-class TestAttentionMass:
-    @staticmethod
-    def asked(
-        case: Case, queries: int, *, groups: int = 1, dtype: str = "float64", count_bias: bool = False
-    ) -> tuple[Step, Step]:
-        """Both steps. Several queries own the last rows of the table, in order; a single one may stand anywhere."""
-        batch, heads, rows = case.numpy.shape
-        rng, dim = case.rng, case.numpy.keys.shape[-1]
-        asking = representable(2 * rng.standard_normal((batch, heads * groups, queries, dim)), dtype)
-        if queries == 1:
-            where = rng.integers(0, 3 * rows, (batch, 1))
-            real = rng.random((batch, 1)) < 0.8
-        else:
-            where = np.broadcast_to(np.arange(4 * rows, 4 * rows + queries), (batch, queries))
-            real = rng.random((batch, queries)) < 0.7
-            for view in (case.numpy, case.torch):
-                as_its_own = in_torch if isinstance(view.positions, torch.Tensor) else np.array
-                view.positions[..., rows - queries :] = as_its_own(where)[:, None]
-                view.valid[..., rows - queries :] = as_its_own(real)[:, None]
-                view.columns["count"].data[..., rows - queries :] = as_its_own(real)[:, None]
-        seen = np.full(batch, 9)
-        mine = Step(Phase.PREFILL, seen, seen, seen, asking, where, real, 0.7, ORACLE, count_bias=count_bias)
-        theirs = replace(
-            mine,
-            queries=in_torch(asking, dtype),
-            query_positions=in_torch(np.array(where)),
-            query_valid=in_torch(real),
-            ops=OPS,
-        )
-        return mine, theirs
-
-    @given(
-        cases(),
-        st.integers(1, 12),
-        st.integers(1, 3),
-        st.booleans(),
-        st.sampled_from([None, 0, 1, 2, 5, 99]),
-        st.sampled_from(["mean", "max"]),
-        st.sampled_from([1, 40, 1 << 22]),
-    )
-    def test_it_is_the_oracles(
-        self, case: Case, queries: int, groups: int, bias: bool, window: int | None, group: Any, chunk: int
-    ) -> None:
-        dtype = str(case.torch.keys.dtype).removeprefix("torch.")
-        mine, theirs = self.asked(case, min(queries, case.numpy.shape[2]), groups=groups, dtype=dtype, count_bias=bias)
-        due = ORACLE.attention_mass(case.numpy, mine, window=window, group=group)
-        got = TorchBackend(chunk_elements=chunk).attention_mass(case.torch, theirs, window=window, group=group)
-        assert got.dtype == (torch.float64 if dtype == "float64" else torch.float32)
-        np.testing.assert_allclose(got.numpy(), due, rtol=0, atol=1e-12 if dtype == "float64" else 2e-5)
-        assert not got.numpy()[~case.numpy.valid].any()
-
-    @pytest.mark.parametrize("window", [1, 2, 3, 4])
-    def test_a_window_counts_valid_queries_under_right_padding_too(self, window: int) -> None:
-        keys = np.zeros((1, 1, 4, 1))
-        positions, valid = np.arange(4)[None, None], np.array([True, True, False, False])[None, None]
-        view = CacheView(keys, keys, positions, valid, {})
-        seen = np.array([2])
-        step = Step(Phase.PREFILL, seen, seen, seen, keys, positions[:, 0], valid[:, 0], 1.0, ORACLE)
-        due = [[[0.5, 0.5, 0, 0]]] if window == 1 else [[[1.5, 0.5, 0, 0]]]
-        np.testing.assert_array_equal(ORACLE.attention_mass(view, step, window=window), due)
-        view = CacheView(*(in_torch(data) for data in (keys, keys, positions, valid)), {})
-        step = Step(
-            *(Phase.PREFILL, seen, seen, seen, in_torch(keys), in_torch(positions[:, 0]), in_torch(valid[:, 0])),
-            1.0,
-            OPS,
-        )
-        np.testing.assert_array_equal(OPS.attention_mass(view, step, window=window).numpy(), due)
-
-    @pytest.mark.parametrize("window", [None, 40])
-    def test_its_memory_is_linear_in_the_prompt(self, window: int | None) -> None:
-        tokens, dim, chunk = 512, 8, 8192
-        keys = torch.randn(1, 2, tokens, dim)
-        places, real = torch.arange(tokens)[None], torch.ones(1, tokens, dtype=torch.bool)
-        view = CacheView(keys, keys, places.expand(1, 2, -1), real.expand(1, 2, -1), {})
-        seen = np.array([tokens])
-        queries = torch.randn(1, 4, tokens, dim)
-        step = Step(Phase.PREFILL, seen, seen, seen, queries, places, real, 0.3, OPS)
-        whole = TorchBackend().attention_mass(view, step, window=window)
-        with Largest() as largest:
-            small = TorchBackend(chunk_elements=chunk).attention_mass(view, step, window=window)
-        assert 0 < largest.elements <= max(chunk, keys.numel(), queries.numel())
-        torch.testing.assert_close(small, whole, rtol=0, atol=1e-4)
-
-    def test_one_query_of_logits_is_the_least_it_holds(self) -> None:
-        tokens, chunk = 64, 1
-        keys = torch.randn(1, 1, tokens, 1)
-        places, real = torch.arange(tokens)[None], torch.ones(1, tokens, dtype=torch.bool)
-        view = CacheView(keys, keys, places[None], real[None], {})
-        seen = np.array([tokens])
-        step = Step(Phase.PREFILL, seen, seen, seen, keys, places, real, 1.0, OPS)
-        with Largest() as largest:
-            TorchBackend(chunk_elements=chunk).attention_mass(view, step)
-        assert largest.elements == tokens
-
-
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any operation returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for made in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(made, torch.Tensor):
-                self.elements = max(self.elements, made.numel())
-        return out
+from kvpolicy import CacheView, Plan, backend_by_name
 
 
 class TestTopK:
@@ -232,7 +63,7 @@ def test_segment_sum(case: Case, targets: int) -> None:
 
 class TestCompact:
     @staticmethod
-    def plan(case: Case, *, targets: int, merge_keys: bool, share: float) -> Plan:
+    def plan(case: Case, *, targets: int, merge_keys: bool, share: float, scaled: bool = False) -> Plan:
         """Any legal plan: dropped rows fold into some kept rows, or into none, with any weights.
 
         What the plan says of rows that it does not concern is deliberate nonsense.
@@ -253,7 +84,8 @@ class TestCompact:
                     for m, n in enumerate(rng.permutation(kept)[:targets]):
                         if rng.random() < 0.6:
                             into[b, h, s, m], weight[b, h, s, m] = n, rng.standard_normal()
-        return Plan(keep, into, weight, self_weight, merge_keys, {"tau": rng.random(view.shape[:2])})
+        scales = [rng.choice([1.0, 0.5, rng.random()], view.shape) if scaled else None for _ in range(2)]
+        return Plan(keep, into, weight, self_weight, merge_keys, *scales, {"tau": rng.random(view.shape[:2])})
 
     @staticmethod
     def in_torch(plan: Plan, dtype: torch.dtype) -> Plan:
@@ -265,12 +97,17 @@ class TestCompact:
             in_torch(plan.weight).to(dtype),
             in_torch(plan.self_weight).to(dtype),
             plan.merge_keys,
+            *(None if scale is None else in_torch(scale).to(dtype) for scale in (plan.key_scale, plan.value_scale)),
             {name: in_torch(register) for name, register in plan.registers.items()},
         )
 
-    @given(cases(), st.integers(0, 3), st.booleans(), st.sampled_from([0.1, 0.5, 0.9]), st.integers(0, 2))
-    def test_it_is_the_oracles(self, case: Case, targets: int, merge_keys: bool, share: float, spare: int) -> None:
-        plan = self.plan(case, targets=targets, merge_keys=merge_keys, share=share)
+    @given(
+        cases(), st.integers(0, 3), st.booleans(), st.sampled_from([0.1, 0.5, 0.9]), st.integers(0, 2), st.booleans()
+    )
+    def test_it_is_the_oracles(
+        self, case: Case, targets: int, merge_keys: bool, share: float, spare: int, scaled: bool
+    ) -> None:
+        plan = self.plan(case, targets=targets, merge_keys=merge_keys, share=share, scaled=scaled)
         dtype = case.torch.keys.dtype
         tolerance = ROUNDING[str(dtype).removeprefix("torch.")]
         rows = min(max(int(plan.keep.sum(-1).max()), 1) + spare, case.numpy.shape[2])

@@ -3,36 +3,46 @@
 A prompt is not copied on arrival: the store borrows the model's own tensors, and never writes to them, until a plan (or
 the next append) moves the rows to a storage of its own. A plan that leaves most of that in use only punches holes, and
 the next row is written into one; a plan that frees a good part of it, or meets more slots than a bounded policy may
-hold, moves the survivors to a smaller storage.
+hold, moves the survivors to a smaller storage. Where heads keep different numbers of rows, that storage is as ragged as
+they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .._errors import CacheError
 from .._protocols import Store
-from .._types import EMPTY, Array, CacheView, Column, Plan, Rows
+from .._types import EMPTY, Array, CacheView, Column, HeadCounts, Plan, Rows
+from ._torch_vectors import Block, Vectors, laid_out, slots_for
 
 __all__ = ["TorchStore"]
 
 
 @dataclass(slots=True)
 class _Table:
-    """The physical table: every tensor has ``capacity`` rows, of which the first ``used`` make up the view."""
+    """The physical table. Scalars are [B, H, width], where the width is the room of the roomiest head.
 
-    keys: Tensor
-    values: Tensor
+    The first ``used`` slots make up the view.
+    """
+
+    keys: Vectors
+    values: Vectors
     positions: Tensor
     valid: Tensor
     columns: dict[str, Column]
     used: int
     borrowed: bool = False  # keys and values belong to the model
+
+    @property
+    def width(self) -> int:
+        return int(self.positions.shape[-1])
 
 
 @final
@@ -43,51 +53,76 @@ class TorchStore(Store):
         layer: index of the layer among those under the policy.
         num_layers: how many there are.
         compact: the backend's `compact`.
+        on_host: keep keys and values in host memory; scalars stay on the device.
     """
 
-    def __init__(self, layer: int, num_layers: int, *, compact: Callable[[CacheView, Plan, int], CacheView]) -> None:
-        self._layer, self._num_layers, self._compact = layer, num_layers, compact
+    def __init__(
+        self,
+        layer: int,
+        num_layers: int,
+        *,
+        compact: Callable[[CacheView, Plan, int], CacheView],
+        on_host: bool = False,
+    ) -> None:
+        self._layer, self._num_layers, self._compact, self._on_host = layer, num_layers, compact, on_host
         self._table: _Table | None = None
         self._registers: Mapping[str, Array] = EMPTY
         self._limit: int | None = None  # slots that suffice, if the policy is bounded
-        self._most = 0  # no head holds more rows than this, so at least used - most slots of each are free
+        self._held: HeadCounts = np.zeros((0, 0), np.int64)  # slots in use, padding included
 
     @property
-    def capacity(self) -> int:
-        """Physical rows per head."""
-        return 0 if self._table is None else int(self._table.positions.shape[-1])
+    def capacity(self) -> float:
+        """Physical rows per head, on average."""
+        return 0 if self._table is None else float(self._table.keys.room.mean())
+
+    @property
+    def slots(self) -> int:
+        """Slots of the roomiest head that are in use."""
+        return 0 if self._table is None else self._table.used
 
     def nbytes(self) -> tuple[int, int]:
         """Bytes of the tensors held: keys and values; positions, validity and columns."""
         if (table := self._table) is None:
             return 0, 0
         scalars = [table.positions, table.valid, *(column.data for column in table.columns.values())]
-        return table.keys.nbytes + table.values.nbytes, sum(tensor.nbytes for tensor in scalars)
+        return table.keys.data.nbytes + table.values.data.nbytes, sum(tensor.nbytes for tensor in scalars)
 
     def append(self, rows: Rows, /, *, limit: int | None = None) -> CacheView:
         """Borrow the first rows; write later ones behind the table, a single one into a free slot if there is any."""
         with _normal_tensors():
             self._limit = limit
+            count = int(rows.positions.shape[-1])
             if self._table is None:
                 self._table = _borrow(rows)
+                self._held = np.zeros(tuple(rows.keys.shape[:2]), np.int64)
+            elif count > 1:
+                self._extend(count)
+                self._write(rows)
             else:
-                count = int(rows.positions.shape[-1])
-                if count > 1 or self._most >= self._table.used:
-                    self._extend(count, limit)
-                if count > 1:
-                    self._write(rows, slice(self._table.used - count, self._table.used))
-                else:
-                    self._scatter(rows)
-            self._most += int(rows.positions.shape[-1])
+                self._make_room(1)
+                self._scatter(_as_table(rows, self._held.shape[1]))
+            self._held = self._held + count
             return self.view()
 
+    def join(self, rows: CacheView, count: HeadCounts, /) -> None:
+        """Write the rows into free slots of their heads; the first ones make up the table."""
+        with _normal_tensors():
+            if self._table is None:
+                home = _home(rows, self._on_host)
+                self._table = _own(home, count + 1)
+                self._held = count
+            else:
+                self._make_room(int(rows.shape[2]))
+                self._scatter(rows)
+                self._held = self._held + count
+
     def view(self) -> CacheView:
-        """Windows on the storage; nothing is copied."""
-        table = self._held()
+        """Windows on the storage; keys and values of ragged heads are gathered."""
+        table = self._filled()
         used = slice(table.used)
         return CacheView(
-            keys=table.keys[:, :, used],
-            values=table.values[:, :, used],
+            keys=table.keys.window(table.used),
+            values=table.values.window(table.used),
             positions=table.positions[..., used],
             valid=table.valid[..., used],
             columns={name: replace(c, data=c.data[..., used]) for name, c in table.columns.items()},
@@ -99,7 +134,7 @@ class TorchStore(Store):
     def observe(self, columns: Mapping[str, Column], /) -> None:
         """Write columns of the view into the storage."""
         with _normal_tensors():
-            table = self._held()
+            table = self._filled()
             for name, column in columns.items():
                 known = table.columns.get(name)
                 if known is not None and known.data.dtype == column.data.dtype:
@@ -109,22 +144,26 @@ class TorchStore(Store):
                 room[..., : table.used] = column.data
                 table.columns[name] = replace(column, data=room)
 
-    def apply(self, plan: Plan, rows: int, /) -> None:
+    def apply(self, plan: Plan, kept: HeadCounts, /) -> None:
         """Punch holes where the storage stays in use; otherwise compact into a new storage of the right size."""
         with _normal_tensors():
-            table = self._held()
-            wanted = rows + 1  # one slot more, for the row that arrives before the next eviction
-            bearable = wanted + wanted // 4 if self._limit is None else max(wanted, self._limit)
-            if plan.into is None and not table.borrowed and wanted <= self.capacity <= bearable:
+            table = self._filled()
+            wanted = kept + 1  # one slot more, for the row that arrives before the next eviction
+            ideal, room = slots_for(wanted), table.keys.room
+            bearable = ideal + ideal // 4
+            if self._limit is not None:
+                bearable = max(ideal, self._limit * kept.size) if isinstance(table.keys, Block) else ideal
+            fits = bool(np.all(wanted <= room)) and int(room.sum()) <= bearable
+            if plan.into is None and not table.borrowed and fits:
                 self._registers = {**self._registers, **plan.registers}
                 gone = ~plan.keep
                 table.positions[..., : table.used].masked_fill_(gone, -1)
                 table.valid[..., : table.used].masked_fill_(gone, False)
             else:
-                view = self._compact(self.view(), plan, rows)
+                view = self._compact(self.view(), plan, int(kept.max()))
                 self._registers = view.registers
                 self._table = _own(view, wanted)
-            self._most = rows
+            self._held = kept
 
     def select_batch(self, index: Array, /) -> None:
         """Batch rows with everything that belongs to them."""
@@ -132,63 +171,90 @@ class TorchStore(Store):
             if (table := self._table) is None:
                 return
             index = torch.as_tensor(index, device=table.positions.device)
-            self._table = _map(table, lambda tensor: tensor.index_select(0, index.to(tensor.device)))
+            chosen = index.cpu().numpy()
+            view, room = self.view(), table.keys.room[chosen]
+            self._table = _own(
+                replace(
+                    view,
+                    keys=view.keys.index_select(0, index.to(view.keys.device)),
+                    values=view.values.index_select(0, index.to(view.values.device)),
+                    positions=view.positions.index_select(0, index),
+                    valid=view.valid.index_select(0, index),
+                    columns={n: replace(c, data=c.data.index_select(0, index)) for n, c in view.columns.items()},
+                ),
+                room,
+            )
+            self._held = self._held[chosen]
             self._registers = {name: data.index_select(0, index) for name, data in self._registers.items()}
 
     def clear(self) -> None:
         """Release the storage."""
-        self._table, self._registers, self._limit, self._most = None, EMPTY, None, 0
+        self._table, self._registers, self._limit = None, EMPTY, None
+        self._held = np.zeros((0, 0), np.int64)
 
-    def _held(self) -> _Table:
+    def _filled(self) -> _Table:
         if self._table is None:
             raise CacheError(f"layer {self._layer} holds no rows yet: run a forward pass first.")
         return self._table
 
-    def _extend(self, count: int, limit: int | None) -> None:
-        """Make room for ``count`` more rows at the end of the view; grow by an eighth where the storage is full."""
-        table = self._held()
-        used = table.used + count
-        if used > self.capacity:
-            ahead = 0 if count > 1 else max(3, used // 8)
-            room = used + ahead if limit is None else max(used, min(used + ahead, limit))
-            table = self._table = _map(table, lambda tensor: _grown(tensor, table.used, room))
-            table.positions[..., table.used :] = -1
-        table.used = used
+    def _extend(self, count: int) -> None:
+        """Room for ``count`` more rows at the end of the view, the same for all heads."""
+        table = self._filled()
+        if table.borrowed or table.used + count > table.keys.room.min():
+            self._grow(np.full(self._held.shape, table.used + count))
+        self._filled().used += count
 
-    def _write(self, rows: Rows, spot: slice) -> None:
-        table = self._held()
-        table.keys[:, :, spot] = rows.keys
-        table.values[:, :, spot] = rows.values
-        table.positions[..., spot] = rows.positions[:, None]
-        table.valid[..., spot] = rows.valid[:, None]
-        for name, column in table.columns.items():
-            column.data[..., spot] = _arriving(rows, name)[:, None]
-        self._add_columns(rows, spot)
+    def _make_room(self, count: int) -> None:
+        """See that every head has ``count`` free slots in the view; grow by an eighth where it has not."""
+        table = self._filled()
+        needed = self._held + count
+        if np.any(needed > np.minimum(table.keys.room, table.used)) or table.borrowed:
+            if table.borrowed or np.any(needed > table.keys.room):
+                ahead = np.maximum(needed, table.used + count if isinstance(table.keys, Block) else needed)
+                ahead = ahead + np.maximum(3, ahead // 8)
+                if self._limit is not None:
+                    ahead = np.minimum(ahead, self._limit)
+                self._grow(np.maximum(np.maximum(needed, table.keys.room), ahead))
+                table = self._filled()
+            table.used = min(table.width, max(table.used + count, int(needed.max())))
 
-    def _scatter(self, rows: Rows) -> None:
-        """Write one row per head into the head's first free slot."""
-        table = self._held()
-        slot = (table.positions[..., : table.used] < 0).to(torch.uint8).argmax(-1, keepdim=True)
-        wide = slot[..., None]
-        table.keys.scatter_(2, wide.expand(-1, -1, -1, table.keys.shape[-1]), rows.keys.to(table.keys.dtype))
-        table.values.scatter_(2, wide.expand(-1, -1, -1, table.values.shape[-1]), rows.values.to(table.values.dtype))
-        table.positions.scatter_(-1, slot, rows.positions[:, None].expand_as(slot))
-        table.valid.scatter_(-1, slot, rows.valid[:, None].expand_as(slot))
-        for name, column in table.columns.items():
-            arriving = _arriving(rows, name).to(column.data.dtype)
-            column.data.scatter_(-1, slot, arriving[:, None].expand_as(slot))
-        self._add_columns(rows, slot)
+    def _grow(self, room: HeadCounts) -> None:
+        table = self._filled()
+        grown = _own(self.view(), room)
+        grown.used = table.used
+        self._table = grown
 
-    def _add_columns(self, rows: Rows, spot: slice | Tensor) -> None:
-        """Columns that these rows are the first to bring: zero for all the others."""
-        table = self._held()
-        for name in rows.columns.keys() - table.columns.keys():
-            room = rows.columns[name].new_zeros(table.positions.shape)
-            if isinstance(spot, slice):
-                room[..., spot] = rows.columns[name][:, None]
-            else:
-                room.scatter_(-1, spot, rows.columns[name][:, None].expand_as(spot))
-            table.columns[name] = Column(room)
+    def _write(self, rows: Rows) -> None:
+        """Into the last slots of the view, in order."""
+        table = self._filled()
+        count = int(rows.positions.shape[-1])
+        first = torch.arange(table.used - count, table.used, device=table.positions.device)
+        self._put(_as_table(rows, self._held.shape[1]), first.expand(*self._held.shape, count))
+
+    def _scatter(self, rows: CacheView) -> None:
+        """Into the first free slots of each head, which has made room for them before where its own slots end."""
+        table = self._filled()
+        taken = table.positions[..., : table.used] >= 0
+        if rows.shape[2] == 1:
+            slots = (~taken).to(torch.uint8).argmax(-1, keepdim=True)
+        else:
+            slots = taken.to(torch.uint8).argsort(dim=-1, stable=True)[..., : rows.shape[2]]
+        self._put(rows, slots)
+
+    def _put(self, rows: CacheView, slots: Tensor) -> None:
+        """Rows with their scalars into these slots, [B, H, R]."""
+        table = self._filled()
+        table.keys.write(slots, rows.keys)
+        table.values.write(slots, rows.values)
+        table.positions.scatter_(-1, slots, rows.positions)
+        table.valid.scatter_(-1, slots, rows.valid)
+        for name in {**table.columns, **rows.columns}:
+            if name not in table.columns:  # a column that these rows are the first to bring: zero for all the others
+                new = rows.columns[name]
+                table.columns[name] = replace(new, data=new.data.new_zeros(table.positions.shape))
+            room = table.columns[name].data
+            data = rows.columns[name].data if name in rows.columns else torch.zeros_like(slots)
+            room.scatter_(-1, slots, data.to(room.dtype))
 
 
 def _normal_tensors() -> torch.inference_mode:
@@ -199,53 +265,54 @@ def _normal_tensors() -> torch.inference_mode:
     return torch.inference_mode(False)
 
 
-def _arriving(rows: Rows, name: str) -> Tensor:
-    """What new rows [B, Q] carry in a column: their own value, a count of one, or zero."""
-    if name in rows.columns:
-        data: Tensor = rows.columns[name]
-        return data
-    valid: Tensor = rows.valid
-    return valid.float() if name == "count" else torch.zeros_like(valid, dtype=torch.float32)
+def _as_table(rows: Rows, heads: int) -> CacheView:
+    """New rows with the same scalars for every head; each stands for one token."""
+    shape = (rows.keys.shape[0], heads, rows.positions.shape[-1])
+    columns = {name: Column(data[:, None].expand(shape)) for name, data in rows.columns.items()}
+    columns["count"] = Column(rows.valid[:, None].expand(shape).float(), on_merge="sum")
+    return CacheView(
+        keys=rows.keys,
+        values=rows.values,
+        positions=rows.positions[:, None].expand(shape),
+        valid=rows.valid[:, None].expand(shape),
+        columns=columns,
+    )
 
 
 def _borrow(rows: Rows) -> _Table:
-    shape = (rows.keys.shape[0], rows.keys.shape[1], rows.positions.shape[-1])
-    columns = {name: Column(data[:, None].expand(shape).clone()) for name, data in rows.columns.items()}
-    columns["count"] = Column(rows.valid[:, None].expand(shape).float(), on_merge="sum")
+    view = _as_table(rows, int(rows.keys.shape[1]))
     return _Table(
-        keys=rows.keys,
-        values=rows.values,
-        positions=rows.positions[:, None].expand(shape).clone(),  # all layers share rows.positions: never write there
-        valid=rows.valid[:, None].expand(shape).clone(),
-        columns=columns,
-        used=shape[2],
+        keys=Block(view.keys),
+        values=Block(view.values),
+        positions=view.positions.clone(),  # all layers share rows.positions: never write there
+        valid=view.valid.clone(),
+        columns={name: replace(column, data=column.data.clone()) for name, column in view.columns.items()},
+        used=view.shape[2],
         borrowed=True,
     )
 
 
-def _own(view: CacheView, room: int) -> _Table:
-    """The storage for a compacted view."""
-    used = view.shape[2]
-    table = _Table(view.keys, view.values, view.positions, view.valid, dict(view.columns), used)
-    if room > used:
-        table = _map(table, lambda tensor: _grown(tensor, used, room))
-        table.positions[..., used:] = -1
-    return table
+def _home(rows: CacheView, on_host: bool) -> CacheView:
+    return replace(rows, keys=rows.keys.cpu(), values=rows.values.cpu()) if on_host else rows
 
 
-def _grown(tensor: Tensor, used: int, room: int) -> Tensor:
-    """The first ``used`` rows in a new tensor of ``room`` rows, zeros behind them."""
-    out = tensor.new_zeros(*tensor.shape[:2], room, *tensor.shape[3:])
-    out[:, :, :used] = tensor[:, :, :used]
-    return out
-
-
-def _map(table: _Table, change: Callable[[Tensor], Any]) -> _Table:
+def _own(view: CacheView, room: HeadCounts) -> _Table:
+    """A storage for the rows of a view, with this much room for each head."""
+    keys, values = laid_out(view.keys, room), laid_out(view.values, room)
+    width = int(keys.room.max())
     return _Table(
-        keys=change(table.keys),
-        values=change(table.values),
-        positions=change(table.positions),
-        valid=change(table.valid),
-        columns={name: replace(column, data=change(column.data)) for name, column in table.columns.items()},
-        used=table.used,
+        keys=keys,
+        values=values,
+        positions=_widened(view.positions, width, -1),
+        valid=_widened(view.valid, width, 0),
+        columns={name: replace(c, data=_widened(c.data, width, 0)) for name, c in view.columns.items()},
+        used=min(width, view.shape[2]),
     )
+
+
+def _widened(scalars: Tensor, width: int, empty: int) -> Tensor:
+    """[B, H, S] with ``width`` slots; new ones are ``empty``."""
+    out = scalars.new_full((*scalars.shape[:2], width), empty)
+    fits = min(width, scalars.shape[-1])
+    out[..., :fits] = scalars[..., :fits]
+    return out

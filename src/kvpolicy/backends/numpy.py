@@ -15,7 +15,7 @@ import numpy as np
 
 from .._errors import CacheError, PlanError
 from .._protocols import Backend, Store
-from .._types import Array, CacheView, Column, KeepMask, Plan, Quota, Rows, Scores, Step
+from .._types import Array, CacheView, Column, HeadCounts, KeepMask, Plan, Quota, Rows, Scores, Step
 
 __all__ = ["NumpyBackend", "NumpyStore"]
 
@@ -46,8 +46,13 @@ class NumpyStore(Store):
         self._table: CacheView | None = None
 
     @property
-    def capacity(self) -> int:
+    def capacity(self) -> float:
         """Rows held per head: nothing is allocated ahead."""
+        return self.slots
+
+    @property
+    def slots(self) -> int:
+        """Rows of the table."""
         return 0 if self._table is None else self._table.shape[2]
 
     def nbytes(self) -> tuple[int, int]:
@@ -92,9 +97,14 @@ class NumpyStore(Store):
         owned = {name: replace(column, data=np.array(column.data)) for name, column in columns.items()}
         self._table = self.view().with_columns(owned)
 
-    def apply(self, plan: Plan, rows: int, /) -> None:
-        """Carry out a plan: `NumpyBackend.compact` into exactly ``rows`` rows."""
-        self._table = NumpyBackend().compact(self.view(), plan, rows)
+    def apply(self, plan: Plan, kept: HeadCounts, /) -> None:
+        """Carry out a plan: `NumpyBackend.compact` into the rows of the fullest head."""
+        self._table = NumpyBackend().compact(self.view(), plan, int(kept.max()))
+
+    def join(self, rows: CacheView, count: HeadCounts, /) -> None:
+        """Add the rows of another table at the end; the first ones make up the table."""
+        new = replace(rows, layer=self._layer, num_layers=self._num_layers)
+        self._table = new if self._table is None else _joined(self._table, new)
 
     def select_batch(self, index: Array, /) -> None:
         """Keep these batch rows, in this order, repeats allowed; an empty store stays empty."""
@@ -126,8 +136,8 @@ class NumpyBackend(Backend):
         """``numpy``."""
         return "numpy"
 
-    def store(self, layer: int, num_layers: int, /) -> NumpyStore:
-        """An empty store."""
+    def store(self, layer: int, num_layers: int, /, *, on_host: bool = False) -> NumpyStore:
+        """An empty store; numpy is host memory anyway."""
         return NumpyStore(layer, num_layers)
 
     def host(self, data: Array, /) -> np.ndarray[Any, Any]:
@@ -135,29 +145,52 @@ class NumpyBackend(Backend):
         return np.asarray(data)
 
     def attention_mass(
-        self, view: CacheView, step: Step, /, *, window: int | None = None, group: Literal["mean", "max"] = "mean"
+        self,
+        view: CacheView,
+        step: Step,
+        /,
+        *,
+        weights: Array | None = None,
+        group: Literal["mean", "max"] = "mean",
+        above: float | None = None,
     ) -> Scores:
-        """Column sums of the causal attention of this pass's valid queries, float64 [B, H, S].
+        """Column sums of the causal attention of the step's valid queries, float64 [B, H, S].
 
         Args:
-            view: the table, this pass's own rows included.
-            step: the pass.
-            window: count only the last so many valid queries of each batch row.
+            view: the table.
+            step: the pass, with its queries.
+            weights: [B, Q], how often each query counts; None: once.
             group: how the column sums of the query heads that share a key/value head become one.
+            above: sum, instead of the attention, whether it is at least this share of the most its query pays.
         """
         batch, heads, rows = view.shape
         per_head = step.queries.shape[1] // heads
         mass = np.zeros((batch, heads, rows))
         for b, h in np.ndindex(batch, heads):
-            asking = np.flatnonzero(step.query_valid[b]).tolist()
-            if window is not None:
-                asking = asking[max(0, len(asking) - window) :]
             sums = np.zeros((per_head, rows))  # one line of column sums for each query head of this group
             for g in range(per_head):
-                for i in asking:
-                    sums[g] += _attention(view, step, b, h * per_head + g, i)
+                for i in np.flatnonzero(step.query_valid[b]).tolist():
+                    paid = _attention(view, step, b, h * per_head + g, i)
+                    if above is not None:
+                        most = above * paid.max()
+                        paid = np.array([float(_sees(view, step, b, h, i, n) and paid[n] >= most) for n in range(rows)])
+                    sums[g] += paid if weights is None else float(weights[b, i]) * paid
             mass[b, h] = sums.max(axis=0) if group == "max" else sums.mean(axis=0)
         return mass
+
+    def most_similar(self, view: CacheView, rows: KeepMask, anchors: KeepMask, /) -> tuple[Array, Array]:
+        """The anchor of highest cosine similarity for each marked row, ties to the earliest; -1 and 0 elsewhere."""
+        into = np.full(view.shape, -1, dtype=np.int64)
+        similarity = np.zeros(view.shape)
+        for b, h in np.ndindex(*view.shape[:2]):
+            there = _by_arrival(view, b, h, [n for n in _valid_rows(view, b, h) if anchors[b, h, n]])
+            for s in _valid_rows(view, b, h):
+                if rows[b, h, s]:
+                    for n in there:
+                        cosine = _cosine(view.keys[b, h, s], view.keys[b, h, n])
+                        if into[b, h, s] < 0 or cosine > similarity[b, h, s]:
+                            into[b, h, s], similarity[b, h, s] = n, cosine
+        return into, similarity
 
     def top_k(self, scores: Scores, quota: Quota, view: CacheView, /) -> KeepMask:
         """The ``quota`` best valid rows of each head, all of them where there are no more; ties: the later arrival."""
@@ -225,8 +258,10 @@ class NumpyBackend(Backend):
                 into_n = folds.get(n, [])
                 own = 1.0 if plan.into is None or plan.self_weight is None else float(plan.self_weight[b, h, n])
                 values, keys = view.values[b, h], view.keys[b, h]
-                out.values[b, h, slot] = _merged(values, n, own, into_n)
-                out.keys[b, h, slot] = _merged(keys, n, own, into_n) if plan.merge_keys else keys[n]
+                out.values[b, h, slot] = _scale(plan.value_scale, b, h, n) * _merged(values, n, own, into_n)
+                out.keys[b, h, slot] = (
+                    _scale(plan.key_scale, b, h, n) * _merged(keys, n, own, into_n) if plan.merge_keys else keys[n]
+                )
                 out.positions[b, h, slot] = view.positions[b, h, n]
                 out.valid[b, h, slot] = True
                 for name, column in view.columns.items():
@@ -271,6 +306,10 @@ def _by_arrival(view: CacheView, b: int, h: int, rows: list[int]) -> list[int]:
     return [n for _, n in sorted((int(view.positions[b, h, n]), n) for n in rows)]
 
 
+def _sees(view: CacheView, step: Step, b: int, h: int, i: int, n: int) -> bool:
+    return bool(view.valid[b, h, n] and view.positions[b, h, n] <= step.query_positions[b, i])
+
+
 def _attention(view: CacheView, step: Step, b: int, hq: int, i: int) -> _Array:
     """What query ``i`` of query head ``hq`` pays to each row of its key/value head; zeros if it sees none."""
     h = hq // (step.queries.shape[1] // view.shape[1])
@@ -278,7 +317,7 @@ def _attention(view: CacheView, step: Step, b: int, hq: int, i: int) -> _Array:
     query = np.asarray(step.queries[b, hq, i], dtype=np.float64)
     logits: dict[int, float] = {}
     for n in _valid_rows(view, b, h):
-        if view.positions[b, h, n] <= step.query_positions[b, i]:
+        if _sees(view, step, b, h, i, n):
             logits[n] = step.scale * float(query @ np.asarray(view.keys[b, h, n], dtype=np.float64))
             if step.count_bias:
                 logits[n] += math.log(view.column("count", needed_by="attention_mass")[b, h, n])
@@ -317,6 +356,16 @@ def _folds(view: CacheView, plan: Plan, b: int, h: int) -> dict[int, list[_Fold]
                 raise PlanError(f"Plan.into folds row {s} into row {n} {where}, which is not kept.")
             folds.setdefault(n, []).append(_Fold(s, float(plan.weight[b, h, s, m]), 1.0 / len(targets)))
     return folds
+
+
+def _scale(scale: Array | None, b: int, h: int, n: int) -> float:
+    return 1.0 if scale is None else float(scale[b, h, n])
+
+
+def _cosine(one: _Array, other: _Array) -> float:
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    lengths = math.sqrt(float(one @ one)) * math.sqrt(float(other @ other))
+    return float(one @ other) / lengths if lengths > 0 else 0.0
 
 
 def _merged(vectors: _Array, n: int, own: float, folds: list[_Fold]) -> _Array:

@@ -35,31 +35,33 @@ class TorchBackend(Backend):
         """``torch``."""
         return "torch"
 
-    def store(self, layer: int, num_layers: int, /) -> TorchStore:
+    def store(self, layer: int, num_layers: int, /, *, on_host: bool = False) -> TorchStore:
         """Preallocated rows that are written in place."""
-        return TorchStore(layer, num_layers, compact=self.compact)
+        return TorchStore(layer, num_layers, compact=self.compact, on_host=on_host)
 
     def host(self, data: Tensor, /) -> np.ndarray[Any, Any]:
         """A numpy copy; waits for the device."""
         return data.detach().cpu().numpy()
 
     def attention_mass(
-        self, view: CacheView, step: Step, /, *, window: int | None = None, group: Literal["mean", "max"] = "mean"
+        self,
+        view: CacheView,
+        step: Step,
+        /,
+        *,
+        weights: Tensor | None = None,
+        group: Literal["mean", "max"] = "mean",
+        above: float | None = None,
     ) -> Scores:
         """Exact column sums by a second pass over the logits, a chunk of queries at a time.
 
-        Rows of this pass stand at the end of the table in order (or, for a single query, anywhere), so a chunk only
-        meets the rows that its last query can see.
+        Rows of a whole pass stand at the end of the table in order, so a chunk only meets the rows that its last query
+        can see; other queries, and a single one, may see rows anywhere.
         """
         batch, heads, rows = view.shape
         queries, places, counted = step.queries, step.query_positions, step.query_valid
-        single = queries.shape[2] == 1
-        if window is not None:  # the last valid queries of each batch row, wherever its padding lies, in order
-            last = counted.to(torch.uint8).argsort(dim=-1, stable=True)
-            last = last[:, max(0, last.shape[1] - window) :].sort(dim=-1).values
-            places, counted = places.gather(-1, last), counted.gather(-1, last)
-            queries = queries.take_along_dim(last[:, None, :, None], dim=2)
         total = queries.shape[2]
+        in_order = step.whole_pass and total > 1
         dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
         keys = view.keys.to(dtype).transpose(-1, -2)
         queries = queries.reshape(batch, heads, queries.shape[1] // heads, total, queries.shape[-1])
@@ -68,25 +70,56 @@ class TorchBackend(Backend):
         chunk = max(1, self.chunk_elements // max(1, batch * heads * queries.shape[2] * rows))
         for start in range(0, total, chunk):
             stop = min(start + chunk, total)
-            seen = rows if single else rows - total + stop
+            seen = rows - total + stop if in_order else rows
             asked = queries[..., start:stop, :].to(dtype) * step.scale
             # Query heads that share keys are laid side by side: broadcasting the keys over them would copy the keys.
             logits = (asked.flatten(2, 3) @ keys[..., :seen]).unflatten(2, asked.shape[2:4])
             if bias is not None:
                 logits += bias[:, :, None, None, :seen]
-            hidden = _hidden(view, places[:, start:stop], seen)
-            logits.masked_fill_(hidden.unsqueeze(2), -torch.inf)
+            hidden = _hidden(view, places[:, start:stop], seen).unsqueeze(2)
+            logits.masked_fill_(hidden, -torch.inf)
             shares = torch.softmax(logits, dim=-1)
+            if above is not None:
+                shares = (shares >= above * shares.amax(-1, keepdim=True)).to(dtype).masked_fill_(hidden, 0.0)
             # A query that sees nothing has NaN shares; it counts for nothing, like one on a padding token.
-            silent = hidden.all(-1).unsqueeze(2) | ~counted[:, None, None, start:stop]
-            mass[..., :seen] += shares.masked_fill_(silent.unsqueeze(-1), 0.0).sum(-2)
+            silent = hidden.all(-1, keepdim=True) | ~counted[:, None, None, start:stop, None]
+            shares.masked_fill_(silent, 0.0)
+            if weights is not None:
+                shares *= weights[:, None, None, start:stop, None].to(dtype)
+            mass[..., :seen] += shares.sum(-2)
         return mass.mean(2) if group == "mean" else mass.amax(2)
+
+    def most_similar(self, view: CacheView, rows: KeepMask, anchors: KeepMask, /) -> tuple[Tensor, Tensor]:
+        """Unit keys of the marked rows, a chunk at a time, against those of the anchors."""
+        rows, anchors = rows & view.valid, anchors & view.valid
+        dtype = torch.float64 if view.keys.dtype == torch.float64 else torch.float32
+        into = torch.full_like(view.positions, -1)
+        similarity = torch.zeros(view.shape, dtype=dtype, device=view.positions.device)
+        most_rows, most_anchors = (int(mask.sum(-1).max()) for mask in (rows, anchors))
+        if not (most_rows and most_anchors):
+            return into, similarity
+        there, is_anchor = _first(anchors, view.positions, most_anchors)
+        here, is_row = _first(rows, view.positions, most_rows)
+        targets = _unit(_pick(view.keys, there, is_anchor).to(dtype)).transpose(-1, -2)
+        chunk = max(1, self.chunk_elements // max(1, there.numel()))
+        for start in range(0, most_rows, chunk):
+            place = here[..., start : start + chunk]
+            asked = is_row[..., start : start + chunk]
+            cosine = _unit(_pick(view.keys, place, asked).to(dtype)) @ targets
+            cosine.masked_fill_(~is_anchor[..., None, :], -torch.inf)
+            best = cosine.argmax(-1)
+            found = asked & is_anchor.any(-1, keepdim=True)
+            chosen = torch.where(found, there.gather(-1, best), -1)
+            value = torch.where(found, cosine.gather(-1, best[..., None])[..., 0], 0.0)
+            into.scatter_(-1, place, chosen)
+            similarity.scatter_(-1, place, value)
+        return into, similarity
 
     def top_k(self, scores: Scores, quota: Quota, view: CacheView, /) -> KeepMask:
         """Sort by (score, arrival) and keep the first ``quota``; invalid rows sort last."""
         quota = torch.as_tensor(quota, device=scores.device)
         arrival = torch.where(view.valid, view.positions, -1)
-        order = arrival.argsort(dim=-1, descending=True)
+        order = arrival.argsort(dim=-1, descending=True, stable=True)
         valued = torch.where(view.valid, scores, -torch.inf).gather(-1, order)
         order = order.gather(-1, valued.argsort(dim=-1, descending=True, stable=True))
         return (_inverse(order) < quota[..., None]) & view.valid
@@ -125,8 +158,8 @@ class TorchBackend(Backend):
         if plan.into is not None and plan.weight is not None and plan.self_weight is not None:
             fold = _Folding(view, plan, order, plan.into, plan.weight, plan.self_weight)
             if plan.merge_keys:
-                keys = fold.vectors(view.keys, keys)
-            values = fold.vectors(view.values, values)
+                keys = fold.vectors(view.keys, keys, plan.key_scale)
+            values = fold.vectors(view.values, values, plan.value_scale)
             columns = {n: fold.column(view.columns[n], c) for n, c in columns.items()}
         return CacheView(
             keys=keys,
@@ -148,7 +181,7 @@ class _Folding:
     def __init__(
         self, view: CacheView, plan: Plan, order: Tensor, into: Tensor, weight: Tensor, self_weight: Tensor
     ) -> None:
-        self.kept_rows = order.shape[-1]
+        self.kept_rows, self.order = order.shape[-1], order
         slot = torch.full_like(view.positions, self.kept_rows)  # where a kept row went; the spare slot otherwise
         places = torch.arange(self.kept_rows, device=order.device).expand_as(order)
         slot.scatter_(-1, order, torch.where(plan.keep.gather(-1, order), places, self.kept_rows))
@@ -157,12 +190,12 @@ class _Folding:
         self.target = torch.where(goes, slot.gather(-1, flat).reshape(into.shape), self.kept_rows)  # [B, H, S, M]
         self.weight = torch.where(goes, weight, 0.0)
         self.self_weight = torch.where(plan.keep.gather(-1, order), self_weight.gather(-1, order), 1.0)
-        self.share = goes / goes.sum(-1, keepdim=True).clamp(min=1)
+        self.goes, self.targets = goes, goes.sum(-1, keepdim=True).clamp(min=1)
         self.touched = torch.zeros(*order.shape[:2], self.kept_rows + 1, dtype=torch.bool, device=order.device)
         self.touched.scatter_(-1, self.target.flatten(2), True)
 
-    def vectors(self, data: Tensor, survivors: Tensor) -> Tensor:
-        """``self_weight * survivor + sum of weight * row``; a survivor that nothing reaches keeps its bits."""
+    def vectors(self, data: Tensor, survivors: Tensor, scale: Tensor | None) -> Tensor:
+        """``scale * (self_weight * survivor + sum of weight * row)``; where nothing arrives, bits stay as they are."""
         wide = torch.promote_types(data.dtype, torch.float32)
         out = survivors.new_zeros(*survivors.shape[:2], self.kept_rows + 1, survivors.shape[-1], dtype=wide)
         out[:, :, :-1] = survivors.to(wide) * self.self_weight[..., None]
@@ -173,6 +206,10 @@ class _Folding:
                 index = self.target[:, :, start : start + self.chunk, m, None].expand_as(rows)
                 out.scatter_add_(2, index, rows * weight[:, :, start : start + self.chunk, m, None])
         keep_bits = ~self.touched[..., :-1, None] & (self.self_weight == 1)[..., None]
+        if scale is not None:
+            own = scale.gather(-1, self.order).to(wide)[..., None]
+            out[:, :, :-1] *= own
+            keep_bits = keep_bits & (own == 1)
         return torch.where(keep_bits, survivors, out[:, :, :-1].to(data.dtype))
 
     def column(self, whole: Column, survivors: Column) -> Column:
@@ -180,7 +217,8 @@ class _Folding:
         if whole.on_merge == "keep":
             return survivors
         out = torch.nn.functional.pad(survivors.data, (0, 1)).clone()
-        moved = whole.data[..., None] * self.share.to(whole.data.dtype)
+        dtype = whole.data.dtype  # a share of a third in float32 would spoil a column in float64
+        moved = whole.data[..., None] * (self.goes.to(dtype) / self.targets).to(dtype)
         out.scatter_add_(-1, self.target.flatten(2), moved.flatten(2))
         return replace(survivors, data=out[..., :-1])
 
@@ -202,9 +240,21 @@ def _inverse(order: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(-1, order, places)
 
 
+def _first(mask: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The first ``count`` marked rows of each head in order of arrival, and which of these places are marked at all."""
+    order = torch.where(mask, positions, _FAR).argsort(dim=-1, stable=True)[..., :count]
+    return order, mask.gather(-1, order)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    length = vectors.norm(dim=-1, keepdim=True)
+    return vectors / torch.where(length > 0, length, 1.0)
+
+
 def _pick(data: Tensor, order: Tensor, kept: Tensor) -> Tensor:
-    """Rows of [B, H, S] or [B, H, S, D] in this order, zeros where a slot stays empty."""
+    """Rows of [B, H, S] or [B, H, S, D] in this order, zeros where a slot stays empty; on the device of the data."""
+    order, kept = order.to(data.device), kept.to(data.device)
     if data.ndim == 3:
-        return torch.where(kept, data.gather(-1, order), 0)
+        return data.gather(-1, order).masked_fill_(~kept, 0)
     picked = data.gather(2, order[..., None].expand(-1, -1, -1, data.shape[-1]))
     return picked.masked_fill_(~kept[..., None], 0)

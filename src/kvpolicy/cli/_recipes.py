@@ -11,7 +11,8 @@ from .._errors import PolicyError
 from .._policy import Policy
 from ..policies import RECIPES
 
-KEEP = 0.2  # the share that `Recipe.example` keeps
+# What `Recipe.example` passes, where a recipe takes it.
+EXAMPLE = {"keep": 0.2, "table": ((2, 1), (1, 1))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,13 @@ class Recipe:
         return "" if untitled == "none." else re.split(r"(?<=\d{4}\.\d{5})", untitled)[0]
 
     @property
-    def takes_keep(self) -> bool:
-        """Whether the recipe has a budget at all."""
-        return "keep" in inspect.signature(self.function).parameters
+    def example_arguments(self) -> dict[str, object]:
+        """A fifth of the cache where the recipe has a budget, and whatever else it cannot do without."""
+        return {name: value for name, value in EXAMPLE.items() if name in inspect.signature(self.function).parameters}
 
     def example(self) -> Policy:
-        """The policy at a fifth of the cache, or without a budget where the recipe takes none."""
-        return self.function(keep=KEEP) if self.takes_keep else self.function()
+        """The policy that these arguments make."""
+        return self.function(**self.example_arguments)
 
 
 def recipes() -> tuple[Recipe, ...]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ._pretty import marked, pretty
-from ._recipes import KEEP, Recipe, find
+from ._recipes import Recipe, find
 
 CODE = "ansi_dark"
 
@@ -41,7 +41,7 @@ def explain(
         for argument, text in recipe.arguments:
             arguments.add_row(argument, marked(text))
         console.print(Padding(arguments, (0, 0, 0, 2)))
-    call = f"{recipe.name}(keep={KEEP})" if recipe.takes_keep else f"{recipe.name}()"
+    call = f"{recipe.name}({', '.join(f'{name}={value!r}' for name, value in recipe.example_arguments.items())})"
     console.print(Text.assemble("\n", ("composition", "bold"), (f"  of kvpolicy.{call}", "dim")))
     code = Syntax(pretty(recipe.example()), "python", theme=CODE, background_color="default", word_wrap=True)
     console.print(Padding(code, (0, 0, 1, 2)))

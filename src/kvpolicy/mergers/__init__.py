@@ -1,8 +1,23 @@
 """What becomes of the rows that are not kept."""
 
-from .assign import NearestPosition
+from .assigners import EMAGate, MostSimilar, NearestPosition, NextKept, SameCluster
 from .drop import Drop
 from .fold import Fold
-from .weigh import Mean
+from .weighers import Gaussian, Mean, Pivotal, Prominence, SimilaritySoftmax, SimilarityWeighted, ZeroPerturbation
 
-__all__ = ["Drop", "Fold", "Mean", "NearestPosition"]
+__all__ = [
+    "Drop",
+    "EMAGate",
+    "Fold",
+    "Gaussian",
+    "Mean",
+    "MostSimilar",
+    "NearestPosition",
+    "NextKept",
+    "Pivotal",
+    "Prominence",
+    "SameCluster",
+    "SimilaritySoftmax",
+    "SimilarityWeighted",
+    "ZeroPerturbation",
+]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from .._check import check_choice
 from .._policy import Pipeline, Policy
-from ..mergers import Fold, Mean, NearestPosition
-from ..scorers import AttentionMass, FixedPoint
+from .._protocols import ImportanceScorer, Merger
+from ..mergers import Drop, Fold, Mean, MostSimilar, NearestPosition
+from ..scorers import AttentionMass, FixedPoint, Recency, Shared
 from ..selectors import TopK
 from ._budget import schedule_for
 
 __all__ = ["elastic_cache"]
+
+_MERGES: Mapping[str, Callable[[int, int], Merger]] = {
+    "mean": lambda first, last: Fold(NearestPosition(first=first, last=last), Mean()),
+    "evict": lambda first, last: Drop(),
+    "cluster": lambda first, last: Fold(MostSimilar(), Mean()),
+}
 
 
 def elastic_cache(
@@ -19,13 +30,17 @@ def elastic_cache(
     first: int = 1,
     last: int = 1,
     distance: int = 25,
+    merge: Literal["mean", "evict", "cluster"] = "mean",
+    statistic: Literal["sum", "mean", "moving"] = "sum",
+    sets: Literal["layer", "head", "shared"] = "layer",
+    discard: Literal["fixed", "recent", "frequency"] = "fixed",
 ) -> Policy:
     """Merge the prompt around its most attended rows, then evict at a fixed point while decoding.
 
     Formula: prefill keeps the top rows of ``s_j = sum_i mean_h A[h, i, j]``, one set for all heads of a layer, and
     replaces each of them by the mean of itself and the dropped rows nearest to it by position (the protected first and
-    last rows stay as they are, as in the released code); decode removes row
-    ``max(prompt_kept - distance, first)`` whenever there are more than ``round(keep * seen)``.
+    last rows stay as they are, as in the released code); decode removes row ``max(prompt_kept - distance, first)``
+    whenever there are more than ``round(keep * seen)``.
 
     Source: Liu et al., "Efficient Inference of Vision Instruction-Following Models with Elastic Cache", ECCV 2024,
     arXiv 2407.18121, sections 3.2 and 3.3.
@@ -37,18 +52,32 @@ def elastic_cache(
         first: tokens at the start that are always kept (1 in all the paper's runs).
         last: tokens at the end of the prompt that are always kept.
         distance: rows at the end of the compressed prompt that decoding may evict.
+        merge: what becomes of the rest of the prompt: the mean with the nearest kept row, nothing, or the mean with the
+            kept row of the most similar key.
+        statistic: the sum of a row's attention over queries, its mean, or its moving average.
+        sets: one set of rows for each layer, for each head, or for the whole model.
+        discard: while decoding, evict at the fixed point, the oldest rows, or the rows with the least attention.
 
     Raises:
         PolicyError: unless exactly one of keep, rows and memory is given and in range.
     """
+    for name, value, allowed in (
+        ("merge", merge, _MERGES),
+        ("statistic", statistic, ("sum", "mean", "moving")),
+        ("sets", sets, ("layer", "head", "shared")),
+        ("discard", discard, ("fixed", "recent", "frequency")),
+    ):
+        check_choice("elastic_cache", name, value, tuple(allowed))
     select = TopK(first=first, last=last)
     schedule = schedule_for("elastic_cache", keep=keep, rows=rows, memory=memory, floor=max(select.floor, 1))
+    score: ImportanceScorer = AttentionMass(heads="each" if sets == "head" else "mean", reduce=statistic)
+    evict = {"fixed": FixedPoint(distance=distance, first=first), "recent": Recency(), "frequency": score}[discard]
     return Policy(
         prefill=Pipeline(
             schedule=schedule,
-            score=AttentionMass(heads="mean"),
+            score=Shared(score) if sets == "shared" else score,
             select=select,
-            merge=Fold(NearestPosition(first=first, last=last), Mean()),
+            merge=_MERGES[merge](first, last),
         ),
-        decode=Pipeline(schedule=schedule, score=FixedPoint(distance=distance, first=first), select=TopK(first=first)),
+        decode=Pipeline(schedule=schedule, score=evict, select=TopK(first=first)),
     )

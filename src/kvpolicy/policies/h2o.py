@@ -15,8 +15,8 @@ def h2o(
 ) -> Policy:
     """Keep the rows that have received the most attention so far, and the most recent ones.
 
-    Formula: ``s[h, j] = sum over every query so far of A[h, i, j]``, per head; with a budget of k rows the last
-    ``w = floor(recent * k)`` stay, and the top ``k - w`` of the rest.
+    Formula: ``s[h, j] = sum over every query so far of A[h, i, j]``, per head; with a budget of k rows the last ``w =
+    floor(recent * k)`` stay, and the top ``k - w`` of the rest.
 
     Source: Zhang et al., "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models",
     NeurIPS 2023, arXiv 2306.14048, section 4.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from .._policy import Pipeline, Policy
 from ..scorers import Recency
 from ..selectors import TopK
@@ -11,20 +13,26 @@ __all__ = ["streaming_llm"]
 
 
 def streaming_llm(
-    *, keep: float | None = None, rows: int | None = None, memory: int | str | None = None, sinks: int = 4
+    *,
+    keep: float | None = None,
+    rows: int | None = None,
+    memory: int | str | None = None,
+    sinks: int = 4,
+    positions: Literal["original", "slots"] = "original",
 ) -> Policy:
     """Keep the first few rows and the most recent ones.
 
     Formula: rows ``0 .. sinks - 1`` and the last ``k - sinks`` of a budget of k.
 
     Source: Xiao et al., "Efficient Streaming Language Models with Attention Sinks", ICLR 2024, arXiv 2309.17453,
-    section 3.2; "Local" in the Elastic Cache paper. Rows keep their original positions.
+    section 3.2; "Local" in the Elastic Cache paper.
 
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head.
         memory: or: bytes for the keys and values of the whole request, or text such as ``"64MiB"``.
         sinks: tokens at the start that are always kept.
+        positions: where the kept keys stand: where they arrived, or re-indexed inside the cache as in the paper.
 
     Raises:
         PolicyError: unless exactly one of keep, rows and memory is given and in range.
@@ -32,4 +40,4 @@ def streaming_llm(
     select = TopK(first=sinks)
     schedule = schedule_for("streaming_llm", keep=keep, rows=rows, memory=memory, floor=max(select.floor, 1))
     pipeline = Pipeline(schedule=schedule, score=Recency(), select=select)
-    return Policy(prefill=pipeline, decode=pipeline)
+    return Policy(prefill=pipeline, decode=pipeline, positions=positions)

@@ -55,6 +55,6 @@ class FixedPoint(ImportanceScorer):
         xp = view.xp
         point = np.maximum(step.prompt_kept - self.distance, self.first)
         point = xp.asarray(point, dtype=xp.int64, device=view.positions.device)
-        frozen = step.ops.arrival_rank(view) < point[:, None, None]
+        frozen = step.ops.arrival_rank(view) < point[..., None]
         arrival = xp.astype(view.positions, xp.float32)
         return xp.where(frozen, xp.full_like(arrival, float("inf")), arrival)

@@ -1,4 +1,4 @@
-"""How the budget is shared among layers and heads."""
+"""Everybody the same."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import final
 
 import numpy as np
 
-from ._protocols import Allocator
-from ._repr import constructor_repr
-from ._types import Counts, Quota, Scored, Step
+from .._protocols import Ahead, Allocator
+from .._repr import constructor_repr
+from .._types import Counts, HeadCounts, Quota, Scored, Step
+from ._ahead import quotas_ahead
 
 __all__ = ["Uniform"]
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Uniform(Allocator):
+class Uniform(Allocator, Ahead):
     """The same number of rows for every layer and head."""
 
     __repr__ = constructor_repr
@@ -27,6 +28,10 @@ class Uniform(Allocator):
         """Each layer can be planned as soon as it has attended."""
         return False
 
+    def ahead(self, budget: Counts, layer: int, num_layers: int, heads: int, step: Step, /) -> HeadCounts:
+        """``quota[b, h] = budget[b]``."""
+        return np.repeat(budget[:, None], heads, axis=1)
+
     def allocate(self, budget: Counts, layers: Sequence[Scored], step: Step, /) -> Sequence[Quota]:
-        """``quota[b, h] = budget[b]``, a numpy array."""
-        return [np.repeat(budget[:, None], layer.view.shape[1], axis=1) for layer in layers]
+        """The same, for given layers."""
+        return quotas_ahead(self, budget, layers, step)

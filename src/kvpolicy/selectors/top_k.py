@@ -1,14 +1,14 @@
-"""Which rows fill the quota."""
+"""The best rows, beside rows that are always kept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import final
 
-from ._check import check_count, check_share
-from ._protocols import Selector
-from ._repr import constructor_repr
-from ._types import Quota, Scored, Selection, Step
+from .._check import check_choice, check_count, check_share
+from .._protocols import Selector
+from .._repr import constructor_repr
+from .._types import IMAGE, TEXT, Quota, Scored, Selection, Step
 
 __all__ = ["TopK"]
 
@@ -25,11 +25,14 @@ class TopK(Selector):
         first: protect the first so many tokens of each batch row (attention sinks).
         last: protect the most recent so many.
         recent: share of the quota, in [0, 1], that goes to the most recent rows whatever their score.
+        text: protect every row whose ``segment`` is text, so that only image rows compete (LOOK-M, arXiv 2406.18139);
+            in a batch row that holds no image row, all compete.
     """
 
     first: int = 0
     last: int = 0
     recent: float = 0.0
+    text: bool = False
 
     __repr__ = constructor_repr
 
@@ -37,17 +40,18 @@ class TopK(Selector):
         check_count("TopK", "first", self.first)
         check_count("TopK", "last", self.last)
         check_share("TopK", "recent", self.recent, zero=True)
+        check_choice("TopK", "text", self.text, (True, False))
 
     @property
     def floor(self) -> int:
-        """Rows that stay however small the quota is: the engine then knows how many are kept without asking."""
+        """Rows at both ends that stay however small the quota is."""
         return self.first + self.last
 
     def select(self, scored: Scored, quota: Quota, step: Step, /) -> Selection:
         """Protected rows, then the best of the others."""
         view, xp = scored.view, scored.view.xp
         quota = xp.asarray(quota, dtype=xp.int64, device=view.positions.device)
-        if not (self.floor or self.recent):
+        if self == TopK():
             return Selection(step.ops.top_k(scored.scores, quota, view))
         rank = step.ops.arrival_rank(view)
         held = xp.sum(xp.astype(view.valid, xp.int64), axis=-1)
@@ -55,7 +59,13 @@ class TopK(Selector):
         share = xp.astype(xp.floor(self.recent * xp.astype(quota, xp.float64)), xp.int64)
         share = xp.minimum(share, quota - self.first)
         last = xp.maximum(share, xp.full_like(quota, self.last))
-        protected = view.valid & ((rank < self.first) | (rank >= (held - last)[..., None]))
+        protected = (rank < self.first) | (rank >= (held - last)[..., None])
+        if self.text:
+            hint = "pass inputs= to PolicyCache, or segments=."
+            segment = view.column("segment", needed_by="TopK(text=True)", hint=hint)
+            image = xp.any(view.valid & (segment == IMAGE), axis=(1, 2), keepdims=True)
+            protected = protected | (image & (segment == TEXT))
+        protected = protected & view.valid
         left = quota - xp.sum(xp.astype(protected, xp.int64), axis=-1)
         others = replace(view, valid=view.valid & ~protected)
         best = step.ops.top_k(scored.scores, xp.maximum(left, xp.zeros_like(left)), others)

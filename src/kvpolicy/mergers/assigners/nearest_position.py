@@ -1,14 +1,14 @@
-"""Into which kept row a dropped row goes."""
+"""The kept row nearest by arrival."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
-from .._check import check_count
-from .._protocols import Assigner
-from .._repr import constructor_repr
-from .._types import Array, Scored, Selection, Step
+from ..._check import check_count
+from ..._protocols import Assigner
+from ..._repr import constructor_repr
+from ..._types import Assignment, Scored, Selection, Step
 
 __all__ = ["NearestPosition"]
 
@@ -27,6 +27,8 @@ class NearestPosition(Assigner):
         last: kept rows at the end that nothing is folded into.
     """
 
+    gives_similarity: ClassVar[bool] = False
+
     first: int = 0
     last: int = 0
 
@@ -36,8 +38,8 @@ class NearestPosition(Assigner):
         check_count("NearestPosition", "first", self.first)
         check_count("NearestPosition", "last", self.last)
 
-    def assign(self, scored: Scored, selection: Selection, step: Step, /) -> Array:
-        """int64 [B, H, S, 1]; -1, so that a row is dropped, where no kept row may be folded into."""
+    def assign(self, scored: Scored, selection: Selection, step: Step, /) -> Assignment:
+        """One target a row; -1, so that a row is dropped, where no kept row may be folded into."""
         view, xp = scored.view, scored.view.xp
         anchors = selection.keep
         if self.first or self.last:
@@ -46,4 +48,4 @@ class NearestPosition(Assigner):
             anchors = anchors & (rank >= self.first) & (rank < held - self.last)
         near = step.ops.nearest_position(view, anchors)
         leaves = view.valid & ~selection.keep
-        return xp.where(leaves, near, xp.full_like(near, -1))[..., None]
+        return Assignment(xp.where(leaves, near, xp.full_like(near, -1))[..., None])

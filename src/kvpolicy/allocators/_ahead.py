@@ -1,0 +1,16 @@
+"""`Allocator.allocate` of those that need no scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .._protocols import Ahead
+from .._types import Counts, HeadCounts, Scored, Step
+
+__all__ = ["quotas_ahead"]
+
+
+def quotas_ahead(allocator: Ahead, budget: Counts, layers: Sequence[Scored], step: Step) -> Sequence[HeadCounts]:
+    """What `Ahead.ahead` says of each of these layers."""
+    views = [layer.view for layer in layers]
+    return [allocator.ahead(budget, view.layer, view.num_layers, view.shape[1], step) for view in views]

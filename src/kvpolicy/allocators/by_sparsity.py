@@ -1,0 +1,52 @@
+"""More for layers whose attention is dense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import numpy as np
+
+from .._protocols import Allocator
+from .._repr import constructor_repr
+from .._types import Counts, Quota, Scored, Step
+from ._apportion import per_layer
+
+__all__ = ["BySparsity"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BySparsity(Allocator):
+    """Layers share the budget by the share of attention entries that are not negligible.
+
+    An entry is negligible below 1% of the largest that its query pays; which queries count, and the threshold, are the
+    scorer's (`PostImageMass`). Source: VL-Cache (arXiv 2410.23317, section 4.1).
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("strong", "asked_after")
+
+    __repr__ = constructor_repr
+
+    @property
+    def whole_model(self) -> bool:
+        """Layers are compared."""
+        return True
+
+    def allocate(self, budget: Counts, layers: Sequence[Scored], step: Step, /) -> Sequence[Quota]:
+        """Quotas of all layers, equal for the heads of a layer; no weight is below 0.01."""
+        density = np.stack([self._density(layer, step) for layer in layers], axis=1)
+        return per_layer(np.clip(density, 0.01, 1.0), budget, layers, step.held)
+
+    def _density(self, layer: Scored, step: Step) -> Counts:
+        view, xp = layer.view, layer.view.xp
+        strong, asked = (
+            xp.sum(
+                xp.astype(view.column(name, needed_by="BySparsity"), xp.float64) * xp.astype(view.valid, xp.float64),
+                axis=(1, 2),
+            )
+            for name in self.needs
+        )
+        density: Counts = step.ops.host(strong / xp.where(asked > 0, asked, xp.ones_like(asked)))
+        return density

@@ -1,0 +1,87 @@
+"""How the keys or values of a layer lie in memory: a block of equal heads, or rows one head after another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._types import HeadCounts
+
+__all__ = ["Block", "Ragged", "Vectors", "laid_out", "slots_for"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Every head has the same number of slots: ``data`` is [B, H, C, D], and a window costs nothing."""
+
+    data: Tensor
+
+    @property
+    def room(self) -> HeadCounts:
+        """C everywhere."""
+        return np.full(tuple(self.data.shape[:2]), self.data.shape[2], dtype=np.int64)
+
+    def window(self, used: int) -> Tensor:
+        """A view of the storage."""
+        return self.data[:, :, :used]
+
+    def write(self, slot: Tensor, new: Tensor) -> None:
+        """In place."""
+        spot = slot[..., None].expand(-1, -1, -1, self.data.shape[-1])
+        self.data.scatter_(2, spot.to(self.data.device), new.to(self.data))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Heads of different lengths, one after another: ``data`` is [sum of room, D], and a window is gathered.
+
+    The memory that is held is that of the rows; the window is a copy that lives for one pass of one layer.
+    """
+
+    data: Tensor
+    room: HeadCounts
+    base: Tensor  # int64 [B, H], where each head begins
+    last: Tensor  # int64 [B, H], its last slot
+
+    def window(self, used: int) -> Tensor:
+        """A gathered copy; slots beyond a head's room repeat its last one."""
+        slots = torch.arange(used, device=self.data.device)
+        index = self.base[..., None] + torch.minimum(slots, self.last[..., None])
+        return self.data.index_select(0, index.flatten()).reshape(*self.room.shape, used, -1)
+
+    def write(self, slot: Tensor, new: Tensor) -> None:
+        """In place."""
+        index = self.base[..., None] + slot.to(self.data.device)
+        self.data[index.flatten()] = new.to(self.data).flatten(0, 2)
+
+
+Vectors: TypeAlias = Block | Ragged
+
+
+def slots_for(room: HeadCounts) -> int:
+    """Slots that `laid_out` takes: those of equal heads, unless they would waste an eighth or more."""
+    ragged, equal = int(room.sum()), room.size * int(room.max())
+    return ragged if ragged * 8 <= equal * 7 else equal
+
+
+def laid_out(window: Tensor, room: HeadCounts) -> Vectors:
+    """The rows of ``window`` [B, H, S, D] in a new storage with this much room for each head (numpy [B, H], >= 1)."""
+    heads, most = room.size, int(room.max())
+    rows, dim = window.shape[2:]
+    if slots_for(room) == heads * most:
+        block = window.new_zeros(*window.shape[:2], most, dim)
+        fits = min(most, rows)
+        block[:, :, :fits] = window[:, :, :fits]
+        return Block(block)
+    ends = np.cumsum(room.ravel())
+    slots = np.arange(ends[-1]) - np.repeat(ends - room.ravel(), room.ravel())
+    source = np.repeat(np.arange(heads), room.ravel()) * rows + np.minimum(slots, rows - 1)
+    data = window.flatten(0, 2).index_select(0, torch.from_numpy(source).to(window.device))
+    base = torch.from_numpy((ends - room.ravel()).reshape(room.shape)).to(window.device)
+    return Ragged(data, room, base, torch.from_numpy(room - 1).to(window.device))

@@ -1,0 +1,47 @@
+"""Which released rows come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from ._check import check_count, check_stage
+from ._protocols import ImportanceScorer, Recaller
+from ._repr import constructor_repr
+from ._types import CacheView, KeepMask, Step
+
+__all__ = ["TopRecall"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TopRecall(Recaller):
+    """The released rows with the highest scores come back, to compete for their place anew.
+
+    Source: ADORE (arXiv 2407.02328, section 3.3): the top-R released tokens are modelled beside the current one.
+
+    Args:
+        score: what a released row is worth to the current token. It is given the archive as its table, so it must go by
+            columns: the keys and values of an archive are in host memory.
+        rows: R, for each head.
+    """
+
+    score: ImportanceScorer
+    rows: int = 8
+
+    __repr__ = constructor_repr
+
+    def __post_init__(self) -> None:
+        check_stage("TopRecall", "score", self.score, ImportanceScorer)
+        check_count("TopRecall", "rows", self.rows, least=1)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns that the scorer observes: the pipeline's own scorer must be the one that fills them."""
+        return tuple(getattr(self.score, "columns", ()))
+
+    def recall(self, archive: CacheView, step: Step, /) -> KeepMask:
+        """The best ``rows`` rows of each head; ties go to the later arrival."""
+        xp = archive.xp
+        quota = xp.full(archive.shape[:2], self.rows, dtype=xp.int64, device=archive.positions.device)
+        return step.ops.top_k(self.score.score(archive, step), quota, archive)

@@ -1,0 +1,106 @@
+"""Scores smoothed along the text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal, final
+
+from .._check import check_choice, check_count, check_stage
+from .._errors import PolicyError
+from .._protocols import CrossLayer, ImportanceScorer, Observer
+from .._repr import constructor_repr
+from .._types import Array, CacheView, Column, Scores, Step
+from ._common import wide
+from ._wrapped import columns_of, needs_rotate, observed_by, window_of
+
+__all__ = ["Pooled"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pooled(ImportanceScorer, Observer):
+    """Each score becomes the mean, or the largest, of itself and its neighbours, so that rows are kept in runs.
+
+    Neighbours are the ``kernel // 2`` rows on either side in order of arrival, among valid rows with a finite score
+    only: at the ends there are fewer, and padding counts for nothing. Infinite scores stay as they are.
+    Source: SnapKV (arXiv 2404.14469, section 4).
+
+    Args:
+        scorer: whose scores are pooled.
+        kernel: rows that are pooled into one, odd.
+        mode: ``"mean"`` or ``"max"``.
+
+    Raises:
+        PolicyError: if an argument is out of range, or the scorer waits for other layers.
+    """
+
+    scorer: ImportanceScorer
+    kernel: int = 7
+    mode: Literal["mean", "max"] = "mean"
+
+    __repr__ = constructor_repr
+
+    def __post_init__(self) -> None:
+        check_stage("Pooled", "scorer", self.scorer, ImportanceScorer)
+        check_count("Pooled", "kernel", self.kernel, least=1)
+        check_choice("Pooled", "mode", self.mode, ("mean", "max"))
+        if self.kernel % 2 == 0:
+            raise PolicyError(f"Pooled(kernel={self.kernel!r}): kernel must be odd. Hint: {self.kernel + 1}.")
+        if isinstance(self.scorer, CrossLayer):
+            raise PolicyError(
+                f"Pooled(scorer={self.scorer!r}): its scores are made once all layers are scored, after pooling. "
+                f"Hint: the other way round, Shared(Pooled(...))."
+            )
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Those of the scorer."""
+        return columns_of(self.scorer)
+
+    @property
+    def window(self) -> int:
+        """That of the scorer."""
+        return window_of(self.scorer)
+
+    @property
+    def needs_rotate(self) -> bool:
+        """As the scorer."""
+        return needs_rotate(self.scorer)
+
+    def observe(self, view: CacheView, step: Step, /) -> Mapping[str, Column]:
+        """What the scorer observes."""
+        return observed_by(self.scorer, view, step)
+
+    def score(self, view: CacheView, step: Step, /) -> Scores:
+        """The scorer's scores, pooled in float32 or wider."""
+        xp = view.xp
+        scores = wide(xp, self.scorer.score(view, step))
+        counts = view.valid & xp.isfinite(scores)
+        arrival = xp.where(counts, view.positions, xp.full_like(view.positions, xp.iinfo(xp.int64).max))
+        order = xp.argsort(arrival, axis=-1, stable=True)  # the rows that count come first
+        line = xp.take_along_axis(scores, order, axis=-1)
+        pooled = self._pooled(xp, line, xp.take_along_axis(counts, order, axis=-1))
+        pooled = xp.take_along_axis(pooled, xp.argsort(order, axis=-1), axis=-1)
+        return xp.where(counts, pooled, scores)
+
+    def _pooled(self, xp: Any, line: Array, counts: Array) -> Array:
+        """Pool a line [B, H, S] of which some places count."""
+        infinity = xp.full_like(line, float("inf"))
+        if self.mode == "max":
+            return reduce(xp.maximum, self._windows(xp, xp.where(counts, line, -infinity), float("-inf")))
+        # Summed up from the least of them: the mean of equal scores is that score to the bit, so that ties stay ties.
+        least = reduce(xp.minimum, self._windows(xp, xp.where(counts, line, infinity), float("inf")))
+        total, number = xp.zeros_like(line), xp.zeros_like(line)
+        near = self._windows(xp, xp.where(counts, line, xp.zeros_like(line)), 0.0)
+        for score, there in zip(near, self._windows(xp, counts, False), strict=True):
+            total = total + xp.where(there, score - least, xp.zeros_like(line))
+            number = number + xp.astype(there, line.dtype)
+        return least + total / xp.where(number > 0, number, xp.ones_like(number))
+
+    def _windows(self, xp: Any, line: Array, fill: float | bool) -> list[Array]:
+        """The line as its neighbours on the left see it, and so on to those on the right."""
+        beyond = xp.full((*line.shape[:2], self.kernel // 2), fill, dtype=line.dtype, device=line.device)
+        padded = xp.concat([beyond, line, beyond], axis=-1)
+        return [padded[..., shift : shift + line.shape[-1]] for shift in range(self.kernel)]

@@ -1,0 +1,232 @@
+"""Each allocator against its formula, and the exact total for all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvpolicy import (
+    IMAGE,
+    AdaptiveHeads,
+    ByStrengthAndSkew,
+    ByVariance,
+    CacheView,
+    Column,
+    HeadTable,
+    LikePrompt,
+    Nested,
+    Phase,
+    PolicyError,
+    Pyramid,
+    Scored,
+    Step,
+    Uniform,
+    backend_by_name,
+)
+
+ANY = [
+    Uniform(),
+    Pyramid(beta=3.0),
+    Pyramid(least=2),
+    ByVariance(),
+    ByStrengthAndSkew(),
+    AdaptiveHeads(),
+    AdaptiveHeads(floor=0.0),
+    LikePrompt(),
+    Nested(layers=Pyramid(), heads=AdaptiveHeads()),
+    Nested(layers=ByVariance(), heads=AdaptiveHeads(floor=0.5)),
+]
+
+
+def layers_of(scores: np.ndarray, held: np.ndarray | None = None, images: int = 0) -> tuple[list[Scored], Step]:
+    """Scores [L, B, H, S]; ``held`` [L, B, H] of the rows are valid, the first ``images`` are image rows."""
+    num, batch, heads, rows = scores.shape
+    held = np.full((num, batch, heads), rows) if held is None else held
+    made = []
+    for layer in range(num):
+        valid = np.arange(rows) < held[layer][..., None]
+        view = CacheView(
+            keys=np.zeros((batch, heads, rows, 1)),
+            values=np.zeros((batch, heads, rows, 1)),
+            positions=np.where(valid, np.arange(rows), -1),
+            valid=valid,
+            columns={"segment": Column(np.broadcast_to(np.where(np.arange(rows) < images, IMAGE, 0), valid.shape))},
+            layer=layer,
+            num_layers=num,
+        )
+        made.append(Scored(view, np.where(valid, scores[layer], np.nan)))
+    seen = np.full(batch, rows)
+    step = Step(
+        phase=Phase.PREFILL,
+        seen=seen,
+        prompt=seen,
+        prompt_kept=np.zeros((batch, heads), np.int64),
+        queries=np.zeros((batch, heads, 1, 1)),
+        query_positions=np.full((batch, 1), rows - 1),
+        query_valid=np.ones((batch, 1), bool),
+        scale=1.0,
+        ops=backend_by_name("numpy"),
+        held=tuple(held),
+        prompt_quota=tuple(np.zeros((num, batch, heads), np.int64)),
+    )
+    return made, step
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[list[Scored], Step]:
+    shape = draw(st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 3), st.integers(1, 12)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    scores = rng.exponential(size=shape)
+    if draw(st.booleans()):
+        scores[:] = 1.0
+    if draw(st.booleans()):
+        scores[..., -1] = np.inf
+    return layers_of(scores, images=draw(st.integers(0, shape[-1])))
+
+
+def quotas(allocator, budget, layers, step) -> np.ndarray:
+    """[L, B, H]."""
+    if allocator.whole_model:
+        return np.stack(allocator.allocate(budget, layers, step))
+    return np.stack([allocator.allocate(budget, [layer], step)[0] for layer in layers])
+
+
+@pytest.mark.parametrize("allocator", ANY, ids=repr)
+@given(table=tables(), data=st.data())
+def test_totals_are_exact_and_no_head_gets_more_than_it_holds(allocator, table, data) -> None:
+    layers, step = table
+    budget = np.array([data.draw(st.integers(1, int(seen))) for seen in step.seen])
+    rows = quotas(allocator, budget, layers, step)
+    assert np.array_equal(rows.sum(axis=(0, 2)), budget * rows.shape[0] * rows.shape[2])
+    assert np.all((rows >= 0) & (rows <= np.stack(step.held)))
+
+
+@pytest.mark.parametrize("allocator", ANY, ids=repr)
+def test_a_budget_of_everything_is_everything(allocator) -> None:
+    layers, step = layers_of(np.random.default_rng(0).exponential(size=(3, 2, 2, 7)))
+    assert np.all(quotas(allocator, step.seen, layers, step) == 7)
+
+
+class TestPyramid:
+    @given(st.integers(2, 12), st.integers(1, 100), st.floats(1, 50))
+    def test_it_is_a_line_of_the_papers_slope(self, num, budget, beta) -> None:
+        _, step = layers_of(np.zeros((1, 1, 1, 1)))
+        step = replace(step, seen=np.array([2 * budget]))
+        rows = [int(Pyramid(beta=beta).ahead(np.array([budget]), n, num, 1, step)[0, 0]) for n in range(num)]
+        last = budget / beta
+        line = [2 * budget - last + n * (last - (2 * budget - last)) / (num - 1) for n in range(num)]
+        assert sum(rows) == budget * num
+        assert all(abs(got - wanted) < 1 for got, wanted in zip(rows, line, strict=True))
+        assert rows == sorted(rows, reverse=True)
+
+    def test_every_layer_gets_the_least(self) -> None:
+        _, step = layers_of(np.zeros((1, 1, 1, 100)))
+        rows = [int(Pyramid(least=8).ahead(np.array([10]), n, 5, 1, step)[0, 0]) for n in range(5)]
+        assert min(rows) >= 8
+        assert sum(rows) == 50
+
+    def test_short_prompts_are_shared_evenly(self) -> None:
+        _, step = layers_of(np.zeros((1, 1, 1, 19)))
+        assert [int(Pyramid().ahead(np.array([10]), n, 3, 1, step)[0, 0]) for n in range(3)] == [10, 10, 10]
+
+    @pytest.mark.parametrize("beta", [0.5, float("nan"), float("inf"), "20", True])
+    def test_bad_beta(self, beta) -> None:
+        with pytest.raises(PolicyError, match="beta must be a finite number >= 1"):
+            Pyramid(beta=beta)
+
+
+class TestAdaptiveHeads:
+    def test_heads_compete(self) -> None:
+        scores = np.array([[[[9, 8, 7, 6.0], [1, 2, 3, 4.0]]]])
+        layers, step = layers_of(scores)
+        assert AdaptiveHeads(floor=0.0).allocate(np.array([2]), layers, step)[0].tolist() == [[4, 0]]
+        assert AdaptiveHeads(floor=0.5).allocate(np.array([2]), layers, step)[0].tolist() == [[3, 1]]
+        assert AdaptiveHeads(floor=1.0).allocate(np.array([2]), layers, step)[0].tolist() == [[2, 2]]
+
+    @given(tables(), st.floats(0, 1), st.data())
+    def test_it_is_the_formula(self, table, floor, data) -> None:
+        layers, step = table
+        budget = data.draw(st.integers(1, int(step.seen[0])))
+        got = AdaptiveHeads(floor=floor).allocate(np.full(len(step.seen), budget), layers[:1], step)[0]
+        scores = layers[0].scores
+        for b in range(scores.shape[0]):
+            ranked = sorted(
+                ((scores[b, h, n], n, -h) for h in range(scores.shape[1]) for n in range(scores.shape[2])), reverse=True
+            )[: budget * scores.shape[1]]
+            for h in range(scores.shape[1]):
+                ties = len({entry[0] for entry in ranked}) < len(ranked)
+                share = (1 - floor) * sum(entry[2] == -h for entry in ranked) + floor * budget
+                assert ties or abs(got[b, h] - share) < 1
+
+
+class TestByVariance:
+    def test_spread_attention_gets_more(self) -> None:
+        scores = np.ones((2, 1, 2, 8))
+        scores[0, 0, 0] = [8, 0, 0, 0, 0, 0, 0, 0]  # layer 0: one head peaked, v = mean(1, 0) = 0.5; layer 1: v = 0
+        layers, step = layers_of(scores)
+        rows = quotas(ByVariance(), np.array([4]), layers, step)[:, 0]
+        share = 8 * math.exp(-0.5) / (math.exp(-0.5) + 1)
+        assert rows.tolist() == [[round(share)] * 2, [8 - round(share)] * 2]
+
+    def test_exempt_layers_count_inside_the_total(self) -> None:
+        layers, step = layers_of(np.random.default_rng(0).exponential(size=(4, 1, 2, 10)))
+        rows = quotas(ByVariance(exempt=(1,)), np.array([5]), layers, step)[:, 0, 0]
+        assert rows[1] == 10
+        assert rows.sum() == 20
+
+    def test_too_many_exempt_layers(self) -> None:
+        layers, step = layers_of(np.ones((3, 1, 1, 10)))
+        with pytest.raises(PolicyError, match=r"exempt=\(0, 1\).*hold 20 rows a head; the budget of all layers is 15"):
+            ByVariance(exempt=(0, 1)).allocate(np.array([5]), layers, step)
+
+
+class TestByStrengthAndSkew:
+    def test_by_hand(self) -> None:
+        scores = np.array([[[[3.0, 0, 0, 1, 1, 1]]], [[[1.0, 1, 1, 9, 9, 9]]]])
+        layers, step = layers_of(scores, images=3)  # only the first three rows are measured
+        rows = quotas(ByStrengthAndSkew(), np.array([3]), layers, step)[:, 0, 0]
+        # strength: 3 and 3, a half each; skewness: 0.707 and 0, so all to the first. Weights 0.75 and 0.25 of 6 rows.
+        assert rows.tolist() in ([5, 1], [4, 2])
+        assert rows.sum() == 6
+
+
+class TestHeadTable:
+    def test_shares_of_the_whole_model(self) -> None:
+        _, step = layers_of(np.zeros((1, 1, 1, 100)))
+        table = HeadTable(((4, 2), (1, 1)))
+        assert [table.ahead(np.array([10]), n, 2, 2, step)[0].tolist() for n in (0, 1)] == [[20, 10], [5, 5]]
+
+    def test_another_shape_than_the_models(self) -> None:
+        _, step = layers_of(np.zeros((1, 1, 1, 100)))
+        with pytest.raises(PolicyError, match="1 layers of 2 key/value heads; this model has 3 layers"):
+            HeadTable(((1, 1),)).ahead(np.array([10]), 0, 3, 2, step)
+
+    @pytest.mark.parametrize("table", [(), ((),), ((1, 2), (3,)), ((0, 0),), ((1, -1),), ((1, float("nan")),), "ab", 3])
+    def test_bad_tables(self, table) -> None:
+        with pytest.raises(PolicyError, match="rectangle"):
+            HeadTable(table)
+
+
+class TestLikePrompt:
+    def test_it_keeps_the_proportions(self) -> None:
+        _, step = layers_of(np.zeros((2, 1, 2, 30)))
+        step = replace(step, phase=Phase.DECODE, prompt_quota=(np.array([[9, 3]]), np.array([[6, 6]])))
+        assert [LikePrompt().ahead(np.array([6]), n, 2, 2, step)[0].tolist() for n in (0, 1)] == [[9, 3], [6, 6]]
+        assert [LikePrompt().ahead(np.array([8]), n, 2, 2, step)[0].tolist() for n in (0, 1)] == [[12, 4], [8, 8]]
+
+    def test_without_a_plan_it_is_uniform(self) -> None:
+        _, step = layers_of(np.zeros((2, 1, 2, 30)))
+        assert LikePrompt().ahead(np.array([6]), 1, 2, 2, step).tolist() == [[6, 6]]
+
+
+def test_nested_refuses_what_cannot_work() -> None:
+    with pytest.raises(PolicyError, match="must work within one layer"):
+        Nested(layers=Pyramid(), heads=ByVariance())
+    layers, step = layers_of(np.random.default_rng(0).exponential(size=(2, 1, 2, 8)))
+    with pytest.raises(PolicyError, match="different budgets"):
+        Nested(layers=AdaptiveHeads(floor=0.0), heads=Uniform()).allocate(np.array([3]), layers, step)
