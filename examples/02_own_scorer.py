@@ -16,10 +16,7 @@ from kvpolicy import (
     Scores,
     Step,
     TopK,
-    elastic_cache,
-    full,
-    h2o,
-    streaming_llm,
+    catalogue,
 )
 from kvpolicy_hf import enable
 from kvpolicy_hf.demo.cases import drawn_cases
@@ -51,23 +48,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws pictures and questions")
     options = parser.parse_args()
 
-    policies = {
-        "full": full(),
-        "elastic_cache": elastic_cache(keep=options.keep),
-        "h2o": h2o(keep=options.keep),
-        "streaming_llm": streaming_llm(keep=options.keep),
-        "LoudValues": loud_values(options.keep),
-    }
+    policies = {**catalogue(keep=options.keep), "LoudValues": loud_values(options.keep)}
     model, processor = load(ASSETS)
     enable(model)
     cases = drawn_cases(options.seed, pictures=options.pictures)
     results = [run_case(case, model, processor, policies, max_new_tokens=10) for case in cases]
 
     kinds = sorted({case.kind for case in cases})
-    print(f"{'':<14}" + "".join(f"{kind:>10}" for kind in kinds))
+    print(f"{'':<20}" + "".join(f"{kind:>10}" for kind in kinds))
     for name in policies:
         right = [[result.is_right(name) for result in results if result.case.kind == kind] for kind in kinds]
-        print(f"{name:<14}" + "".join(f"{sum(part):>7}/{len(part)}" for part in right))
+        print(f"{name:<20}" + "".join(f"{sum(part):>7}/{len(part)}" for part in right))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def negative_log_likelihood(
     model: PreTrainedModel, tokens: torch.Tensor, prompt: int, policy: kvpolicy.Policy
 ) -> tuple[float, kvpolicy.Report]:
     """Mean nats per token after the prompt, fed one token at a time, and the report of the cache."""
-    cache = PolicyCache(model, policy)
+    cache = PolicyCache(model, policy, inputs={"input_ids": tokens[:, :prompt]})
     logits = model(tokens[:, :prompt], past_key_values=cache, logits_to_keep=1).logits[:, -1]
     total = 0.0
     for position in range(prompt, tokens.shape[1]):
@@ -92,7 +92,9 @@ def main() -> None:
 
     arms = [("`full`", 1.0, kvpolicy.full())]
     for keep in args.keep:
-        arms += [(f"`{name}`", keep, make(keep=keep)) for name, make in kvpolicy.RECIPES.items() if name != "full"]
+        arms += [
+            (f"`{name}`", keep, policy) for name, policy in kvpolicy.catalogue(keep=keep).items() if name != "full"
+        ]
         arms += [(what, keep, elastic_cache_merging_otherwise(merge, keep)) for what, merge in ABLATIONS.items()]
     lines = ["| policy | keep | perplexity | K/V bytes | share of full |", "|---|---|---|---|---|"]
     for name, keep, policy in track(arms, description="policies", console=console):

@@ -81,9 +81,11 @@ def main() -> None:
     enable(model)
     cases = draw_questions(args.images)
     arms = [("full", 1.0, kvpolicy.full())]
-    for name in ARMS:
-        if name != "full":
-            arms += [(name, keep, kvpolicy.from_text(name, keep=keep)) for keep in args.keep]
+    named = {keep: kvpolicy.catalogue(keep=keep) for keep in args.keep}
+    extra = [name for name in ARMS if name not in kvpolicy.RECIPES]  # the demo's own variants
+    for name in next(iter(named.values())):
+        arms += [(name, keep, named[keep][name]) for keep in args.keep if name != "full"]
+    arms += [(name, keep, kvpolicy.from_text(name, keep=keep)) for name in extra for keep in args.keep]
     heads = [*(f"{kind}: {task}" for kind in KINDS for task in TASKS)]
     lines = [
         f"| policy | keep | right | grids | photos | {' | '.join(heads)} | bytes |",

@@ -7,7 +7,19 @@ print(cache.report())
 """
 
 from .cache import PolicyCache
+from .press import from_press
 from .segments import IMAGE, TEXT, segments
 from .switch import disable, enable, is_enabled
+from .train_controller import train_controller
 
-__all__ = ["IMAGE", "TEXT", "PolicyCache", "disable", "enable", "is_enabled", "segments"]
+__all__ = [
+    "IMAGE",
+    "TEXT",
+    "PolicyCache",
+    "disable",
+    "enable",
+    "from_press",
+    "is_enabled",
+    "segments",
+    "train_controller",
+]

@@ -75,11 +75,12 @@ def policy_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     fresh = layer.is_empty
     view = layer.bring_in(module, key, value, attention_mask)
+    turned = layer.turned(query)
     visible = None if fresh and not layer.has_gaps else _visible(view, layer, query)
     # The table keeps no graph. A first pass attends to the model's own tensors, the same rows, so that gradients flow.
-    keys, values = (key, value) if fresh else (view.keys, view.values)
-    out = plain_attention(module, query, keys, values, visible, scaling=scale, dropout=dropout, **kwargs)
-    layer.advance(query, scale)
+    asking, keys, values = (query, key, value) if fresh else (turned, view.keys, view.values)
+    out = plain_attention(module, asking, keys, values, visible, scaling=scale, dropout=dropout, **kwargs)
+    layer.advance(module, turned, scale)
     return out
 
 

@@ -24,6 +24,7 @@ from kvpolicy import (
 
 from ._transformers import Cache, PreTrainedModel, native_layers, padding_mask
 from .layer import PolicyLayer, not_attended
+from .rotary import rotation_for
 from .segments import prompt_ids
 from .segments import segments as segments_of
 from .switch import is_enabled
@@ -50,7 +51,8 @@ class PolicyCache(Cache):
     Raises:
         CacheError: if the model was not enabled.
         PolicyError: if an argument is wrong.
-        UnsupportedModelError: if the model has attention layers of a kind that cannot be served.
+        UnsupportedModelError: if the model has attention layers of a kind that cannot be served, or the policy needs
+            plain rotary positions and the model has none.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class PolicyCache(Cache):
             prompt_length=prompt_length,
             check=check,
             listen=listen,
+            rotate=rotation_for(policy, model),
         )
         self._now: Pass | None = None
 

@@ -93,10 +93,15 @@ class PolicyLayer(CacheLayerMixin):
         # A cache serves inference: its rows keep no graph, also where the caller forgot no_grad.
         return self._session.append(self._index, keys.detach(), values.detach(), self.now)
 
-    def advance(self, queries: Tensor, scale: float) -> None:
+    def turned(self, queries: Tensor) -> Tensor:
+        """The queries to attend to the table with: those of the model, unless the policy re-indexes positions."""
+        turned: Tensor = self._session.turned(self._index, queries, self.now)
+        return turned
+
+    def advance(self, module: torch.nn.Module, queries: Tensor, scale: float) -> None:
         """Let the policy act on what was just attended to."""
         with torch.no_grad():  # scores are no part of a graph that would hold them all
-            self._session.advance(self._index, queries, scale, self.now)
+            self._session.advance(self._index, queries.detach(), scale, self.now, module=module)
 
     # What transformers asks -----------------------------------------------------------------------------------------
 

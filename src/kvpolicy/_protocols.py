@@ -133,7 +133,12 @@ class Recaller(Protocol):
     """Brings rows back that were released: rows that leave under its pipeline go to an archive in host memory."""
 
     def recall(self, archive: CacheView, step: Step, /) -> KeepMask:
-        """Rows of the archive that return to the table, bool [B, H, A]; its keys and values are on the host."""
+        """Rows of the archive that return to the table, bool [B, H, A].
+
+        The archive's keys and values are brought to the device for this, unless the recaller says with
+        ``reads_vectors = False`` that it goes by columns: then they stay on the host, and nothing is moved but what
+        returns.
+        """
         ...
 
 
@@ -194,8 +199,8 @@ class Store(Protocol):
         """Add rows and return the table. ``limit``: do not grow ahead beyond so many slots."""
         ...
 
-    def view(self) -> CacheView:
-        """The table as it is."""
+    def view(self, *, near: bool = False) -> CacheView:
+        """The table as it is. ``near``: keys and values that live on the host are brought beside the scalars."""
         ...
 
     def observe(self, columns: Mapping[str, Column], /) -> None:

@@ -285,7 +285,8 @@ class Session:
         """Let rows return; the table and the step as they are then."""
         assert state.archive is not None
         before = state.held
-        state.take_back(_engine.recall(recaller, state.archive.view(), step), self.ops)
+        archive = state.archive.view(near=getattr(recaller, "reads_vectors", True))
+        state.take_back(_engine.recall(recaller, archive, step), self.ops)
         view, queries = self._in_slots(state.store.view()), step.queries
         if self._turn is not None:  # older rows have come back, and the queries stand behind them
             xp = view.xp

@@ -21,8 +21,8 @@ class TopRecall(Recaller):
     Source: ADORE (arXiv 2407.02328, section 3.3): the top-R released tokens are modelled beside the current one.
 
     Args:
-        score: what a released row is worth to the current token. It is given the archive as its table, so it must go by
-            columns: the keys and values of an archive are in host memory.
+        score: what a released row is worth to the current token, with the archive as its table. A scorer that goes by
+            columns alone and says so (``reads_vectors = False``) spares fetching the archive's keys at every step.
         rows: R, for each head.
     """
 
@@ -39,6 +39,11 @@ class TopRecall(Recaller):
     def needs(self) -> tuple[str, ...]:
         """Columns that the scorer observes: the pipeline's own scorer must be the one that fills them."""
         return tuple(getattr(self.score, "columns", ()))
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether the scorer looks at keys, values or attention, and not at columns only."""
+        return bool(getattr(self.score, "reads_vectors", True))
 
     def recall(self, archive: CacheView, step: Step, /) -> KeepMask:
         """The best ``rows`` rows of each head; ties go to the later arrival."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pages import ROOT
 
-from kvpolicy import RECIPES
+from kvpolicy import catalogue
 
 EXAMPLES = ROOT / "examples"
 
@@ -32,7 +32,7 @@ def test_own_scorer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     run("02_own_scorer.py", "--pictures", "1", monkeypatch=monkeypatch)
     kinds, *rows = capsys.readouterr().out.splitlines()
     assert kinds.split() == ["grid", "photo"]
-    assert [row.split()[0] for row in rows] == [*RECIPES, "LoudValues"]
+    assert [row.split()[0] for row in rows] == [*catalogue(keep=0.2), "LoudValues"]
     assert all(cell.endswith("/4") for row in rows for cell in row.split()[1:])
 
 
@@ -50,6 +50,6 @@ def test_smollm2_perplexity(
     rows = [line.split("|")[1:-1] for line in table.read_text().splitlines() if line.startswith("| `")]
     full, *others = ((name.strip(), float(perplexity)) for name, _, perplexity, *_ in rows)
     assert full[0] == "`full`"
-    assert {name.split("`")[1] for name, _ in others} == RECIPES.keys() - {"full"}
+    assert {name.split("`")[1] for name, _ in others} == catalogue(keep=0.5).keys() - {"full"}
     assert 1 < full[1] < 100, "a language model that was loaded right predicts English"
     assert all(perplexity > 1 for _, perplexity in others)

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
-from agreement import agree, batch_rows_are_independent, chunks_make_no_difference, everything_fits
+from agreement import (
+    agree,
+    agree_in_half_precision,
+    batch_rows_are_independent,
+    chunks_make_no_difference,
+    everything_fits,
+    few,
+)
 from driving import Request, drive, make_request, requests, splits
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +33,18 @@ def choices(draw: st.DrawFn) -> dict[str, Any]:
     return {**budget, "first": first, "last": last, "distance": draw(st.sampled_from([0, 1, 2, 5, 25]))}
 
 
+@st.composite
+def ablations(draw: st.DrawFn) -> dict[str, Any]:
+    """What the paper compares its choices with."""
+    return {
+        **draw(choices()),
+        "merge": draw(st.sampled_from(["mean", "evict", "cluster"])),
+        "statistic": draw(st.sampled_from(["sum", "mean", "moving"])),
+        "sets": draw(st.sampled_from(["layer", "head", "shared"])),
+        "discard": draw(st.sampled_from(["fixed", "recent", "frequency"])),
+    }
+
+
 @given(requests(), choices())
 def test_torch_is_the_formula(request: Request, settings: dict[str, Any]) -> None:
     trace = drive(elastic_cache(**settings), request)
@@ -42,12 +61,38 @@ def test_both_backends_are_the_formula(request: Request, settings: dict[str, Any
         agree(drive(elastic_cache(**settings), request, backend=backend), request, reference.elastic_cache, settings)
 
 
+@given(requests(max_prompt=24, max_steps=5, max_layers=3), ablations())
+def test_the_ablations_are_their_formulas(request: Request, settings: dict[str, Any]) -> None:
+    agree(drive(elastic_cache(**settings), request), request, reference.elastic_cache, settings)
+
+
+@few
+@given(requests(max_prompt=9, max_steps=4, max_batch=2), ablations())
+def test_the_ablations_are_their_formulas_on_both_backends(request: Request, settings: dict[str, Any]) -> None:
+    for backend in ("numpy", "torch"):
+        agree(drive(elastic_cache(**settings), request, backend=backend), request, reference.elastic_cache, settings)
+
+
+@few
+@given(requests(max_batch=3, padded=True, max_prompt=20), ablations())
+def test_a_padded_batch_row_is_the_row_alone_in_the_ablations(request: Request, settings: dict[str, Any]) -> None:
+    batch_rows_are_independent(elastic_cache(**settings), request)
+
+
+@few
+@given(requests(max_prompt=20), ablations(), st.data())
+def test_a_prompt_in_chunks_is_the_prompt_in_the_ablations(
+    request: Request, settings: dict[str, Any], data: st.DataObject
+) -> None:
+    chunks_make_no_difference(elastic_cache(**settings), request, data.draw(splits(request.prompt)))
+
+
 @given(requests(max_batch=3, padded=True, max_prompt=24), choices())
 def test_a_padded_batch_row_is_the_row_alone(request: Request, settings: dict[str, Any]) -> None:
     batch_rows_are_independent(elastic_cache(**settings), request)
 
 
-@given(requests(max_prompt=24), choices(), st.data())
+@given(requests(max_prompt=24, max_steps=4), choices(), st.data())
 def test_a_prompt_in_chunks_is_the_prompt(request: Request, settings: dict[str, Any], data: st.DataObject) -> None:
     chunks_make_no_difference(elastic_cache(**settings), request, data.draw(splits(request.prompt)))
 
@@ -62,6 +107,13 @@ def test_a_budget_of_everything_changes_nothing(request: Request, spare: int, sh
 def test_a_prompt_of_one_token(keep: float) -> None:
     request = make_request(prompt=1, steps=6, groups=2)
     agree(drive(elastic_cache(keep=keep), request), request, reference.elastic_cache, {"keep": keep})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("merge", ["mean", "cluster"])
+def test_half_precision(dtype: str, merge: str) -> None:
+    settings = {"keep": 0.4, "distance": 3, "merge": merge}
+    agree_in_half_precision(elastic_cache(**settings), reference.elastic_cache, settings, dtype)
 
 
 def test_by_hand() -> None:

@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
-from agreement import agree, batch_rows_are_independent, chunks_make_no_difference, everything_fits
+from agreement import (
+    agree,
+    agree_in_half_precision,
+    batch_rows_are_independent,
+    chunks_make_no_difference,
+    everything_fits,
+)
 from driving import Request, drive, make_request, requests, splits
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,7 +49,7 @@ def test_a_padded_batch_row_is_the_row_alone(request: Request, settings: dict[st
     batch_rows_are_independent(h2o(**settings), request)
 
 
-@given(requests(max_prompt=24), choices(), st.data())
+@given(requests(max_prompt=24, max_steps=4), choices(), st.data())
 def test_a_prompt_in_chunks_is_the_prompt(request: Request, settings: dict[str, Any], data: st.DataObject) -> None:
     chunks_make_no_difference(h2o(**settings), request, data.draw(splits(request.prompt)))
 
@@ -57,6 +63,11 @@ def test_a_budget_of_everything_changes_nothing(request: Request, spare: int, sh
 def test_a_prompt_of_one_token(keep: float) -> None:
     request = make_request(prompt=1, steps=6, groups=2)
     agree(drive(h2o(keep=keep), request), request, reference.h2o, {"keep": keep}, COLUMNS)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(dtype: str) -> None:
+    agree_in_half_precision(h2o(keep=0.4), reference.h2o, {"keep": 0.4}, dtype)
 
 
 def test_a_heavy_row_outlives_everything_and_ties_go_to_the_later() -> None:

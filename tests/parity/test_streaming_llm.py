@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import reference
-from agreement import agree, batch_rows_are_independent, chunks_make_no_difference, everything_fits
-from driving import Request, drive, make_request, requests, splits
+from agreement import (
+    agree,
+    agree_in_half_precision,
+    batch_rows_are_independent,
+    chunks_make_no_difference,
+    everything_fits,
+    few,
+)
+from driving import Request, drive, make_request, requests, rotary, splits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,7 +47,7 @@ def test_a_padded_batch_row_is_the_row_alone(request: Request, settings: dict[st
     batch_rows_are_independent(streaming_llm(**settings), request)
 
 
-@given(requests(max_prompt=24), choices(), st.data())
+@given(requests(max_prompt=24, max_steps=4), choices(), st.data())
 def test_a_prompt_in_chunks_is_the_prompt(request: Request, settings: dict[str, Any], data: st.DataObject) -> None:
     chunks_make_no_difference(streaming_llm(**settings), request, data.draw(splits(request.prompt)))
 
@@ -54,6 +62,39 @@ def test_a_budget_of_everything_changes_nothing(request: Request, spare: int, sh
 def test_a_prompt_of_one_token(keep: float) -> None:
     request = make_request(prompt=1, steps=9, groups=2)
     agree(drive(streaming_llm(keep=keep), request), request, reference.streaming_llm, {"keep": keep})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(dtype: str) -> None:
+    agree_in_half_precision(streaming_llm(keep=0.4), reference.streaming_llm, {"keep": 0.4}, dtype)
+
+
+@few
+@given(requests(max_prompt=20, max_batch=2, even=True), choices())
+def test_slots_are_the_formula(request: Request, settings: dict[str, Any]) -> None:
+    settings["positions"] = "slots"
+    for backend in ("numpy", "torch"):
+        trace = drive(streaming_llm(**settings), request, backend=backend, rotate=rotary)
+        agree(trace, request, reference.streaming_llm, settings)
+
+
+@few
+@given(requests(max_batch=3, padded=True, max_prompt=20, even=True), choices())
+def test_a_padded_batch_row_is_the_row_alone_in_slots(request: Request, settings: dict[str, Any]) -> None:
+    batch_rows_are_independent(streaming_llm(**settings, positions="slots"), request)
+
+
+def test_slots_read_as_a_text_of_what_is_left() -> None:
+    """With the rows 0, 1 and the last three, the next token reads what it would read at the end of a text of six."""
+    request = make_request(prompt=12, steps=1, heads=1)
+    policy = streaming_llm(rows=5, sinks=2, positions="slots")
+    read = drive(policy, request, rotate=rotary).passes[1].outputs[0, 0, 0, 0]
+    left = [0, 1, 9, 10, 11, 12]
+    slots = np.arange(6)
+    keys = rotary(request.keys[0, 0, 0, left], slots - left)
+    query = rotary(request.queries[0, 0, 0, 12], np.array(5 - 12))
+    powers = np.exp(request.scale * keys @ query)
+    np.testing.assert_allclose(read, powers @ request.values[0, 0, 0, left] / powers.sum(), rtol=1e-12)
 
 
 def test_by_hand() -> None:

@@ -9,9 +9,22 @@ from typing import Any
 import numpy as np
 from driving import Request
 
-from kvpolicy import CacheView, FixedRows, Pipeline, Policy, Scored, Step
+from kvpolicy import AttentionMass, CacheView, FixedRows, Pipeline, Policy, Scored, Step
 
-__all__ = ["ByHead", "ByLayer", "LayerMean", "Loudness", "Recall", "Watch", "Wide", "both", "loudest", "sizes"]
+__all__ = [
+    "ByHead",
+    "ByLayer",
+    "LayerMean",
+    "Loudness",
+    "Recall",
+    "Watch",
+    "Wide",
+    "both",
+    "every",
+    "loudest",
+    "recalling",
+    "sizes",
+]
 
 
 @dataclass(frozen=True)
@@ -124,3 +137,12 @@ def loudest(request: Request, layer: int, b: int, h: int, tokens: int, rows: int
     """What `Loudness` keeps: the best so many of all tokens, if none of them has left before."""
     seen = np.arange(request.left[b], tokens)
     return sorted(seen[np.argsort(request.values[layer, b, h, seen, 0])[-rows:]].tolist())
+
+
+def every(number: int) -> Recall:
+    """Rows whose position is so far from the latest token, modulo ``number``."""
+    return Recall(lambda archive, step: (archive.positions + int(step.seen.max())) % number == 0)
+
+
+def recalling(recall: Any, rows: int = 5, **stages: Any) -> Pipeline:
+    return Pipeline(schedule=FixedRows(rows), **{"score": AttentionMass(), **stages}, recall=recall)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from custom_stages import ByHead, Loudness, Recall
-from driving import Request, feed, make_request, requests, same_tables, table_of, to
+from custom_stages import ByHead, Loudness, Recall, every, recalling
+from driving import Request, feed, make_request, requests, same_tables, table_of
 from hypothesis import given
 from hypothesis import strategies as st
-from ledger import run, session_of
+from ledger import run
 
 from kvpolicy import (
     Assignment,
-    AttentionMass,
     CacheView,
-    FixedRows,
     Fold,
     KeepRatio,
     Mean,
@@ -39,15 +36,6 @@ BOTH = pytest.mark.parametrize("backend", ["numpy", "torch"])
 BACKENDS = st.sampled_from(["numpy", "torch"])
 
 
-def every(number: int) -> Recall:
-    """Rows whose position is so far from the latest token, modulo ``number``."""
-    return Recall(lambda archive, step: (archive.positions + int(step.seen.max())) % number == 0)
-
-
-def pipeline(recall: Any, rows: int = 5, **stages: Any) -> Pipeline:
-    return Pipeline(schedule=FixedRows(rows), **{"score": AttentionMass(), **stages}, recall=recall)
-
-
 @given(
     requests(max_batch=2, padded=True, max_prompt=14, max_steps=7),
     BACKENDS,
@@ -61,7 +49,7 @@ def test_no_token_is_ever_lost(
 ) -> None:
     heads, layers = request_.keys.shape[2], len(request_.keys)
     extra = ((heads - 1, *(-1,) * (heads - 1)),) * layers
-    stage = pipeline(every(often), rows, **({"allocate": ByHead(extra)} if ragged else {}))
+    stage = recalling(every(often), rows, **({"allocate": ByHead(extra)} if ragged else {}))
     session, counts = run(Policy(prefill=stage, decode=stage), request_, backend, check=check)
     report = session.report()
     assert report.evicted == counts[-1][1]
@@ -72,7 +60,7 @@ def test_no_token_is_ever_lost(
 @BOTH
 def test_what_comes_back_competes_for_its_place(backend: str) -> None:
     request = make_request(layers=2, batch=2, heads=3, prompt=20, steps=8, padding=(0, 6))
-    stage = pipeline(Recall(lambda archive, step: archive.valid), rows=4, score=Loudness())
+    stage = recalling(Recall(lambda archive, step: archive.valid), rows=4, score=Loudness())
     session, _ = run(Policy(prefill=stage, decode=stage), request, backend)
     loud = request.values[..., 0]
     for layer, b, h in np.ndindex(2, 2, 3):
@@ -94,7 +82,7 @@ def test_a_recalled_row_is_attended_to_from_the_next_token(backend: str) -> None
     called = Recall(lambda archive, step: (archive.positions == 2) & archive.valid & bool(step.seen[0] == 9))
     # Row 2 is old: it only stays because the budget has grown.
     decode = Pipeline(schedule=KeepRatio(1.0), score=Recency(), recall=called)
-    session = Session(Policy(prefill=pipeline(called, 3, score=Recency()), decode=decode), backend_by_name(backend), 1)
+    session = Session(Policy(prefill=recalling(called, 3, score=Recency()), decode=decode), backend_by_name(backend), 1)
     tables = [feed(session, request, start, n).tables[0][0][0].positions for start, n in ((0, 8), (8, 1), (9, 1))]
     assert tables == [[5, 6, 7], [2, 5, 6, 7, 8], [2, 5, 6, 7, 8, 9]]
 
@@ -109,7 +97,7 @@ def test_the_recaller_sees_the_archive_with_all_its_columns(backend: str) -> Non
         return archive.positions < 0  # nothing that is real
 
     request = make_request(layers=2, prompt=9, steps=2)
-    stage = pipeline(Recall(look), 4)
+    stage = recalling(Recall(look), 4)
     session, _ = run(Policy(prefill=stage, decode=stage), request, backend)
     assert [layer for *_, layer, _ in seen] == [0, 1, 0, 1]  # not before anything has left
     for mass, positions, _, step in seen:
@@ -123,7 +111,7 @@ def test_the_recaller_sees_the_archive_with_all_its_columns(backend: str) -> Non
 def test_what_leaves_under_a_pipeline_without_recall_is_gone(backend: str, recalled: bool) -> None:
     request = make_request(prompt=9, steps=3)
     everything = Recall(lambda archive, step: archive.valid)
-    stages = {"prefill": pipeline(None, 4), "decode": pipeline(everything if recalled else None, 4)}
+    stages = {"prefill": recalling(None, 4), "decode": recalling(everything if recalled else None, 4)}
     session = Session(Policy(**stages), backend_by_name(backend), 1)
     for start, length in ((0, 9), (9, 1), (10, 1), (11, 1)):
         feed(session, request, start, length)
@@ -149,7 +137,7 @@ class EvenOnes:
 def test_a_folded_row_is_not_archived(backend: str, assign: Any) -> None:
     request = make_request(prompt=12, steps=4)
     merge = Fold(assign, Mean())
-    stage = pipeline(Recall(lambda archive, step: archive.positions < 0), 3, score=Recency(), merge=merge)
+    stage = recalling(Recall(lambda archive, step: archive.positions < 0), 3, score=Recency(), merge=merge)
     session = Session(Policy(prefill=stage, decode=stage), backend_by_name(backend), 1)
     for start, length in ((0, 12), (12, 1), (13, 1), (14, 1), (15, 1)):
         feed(session, request, start, length)
@@ -168,7 +156,7 @@ def test_a_folded_row_is_not_archived(backend: str, assign: Any) -> None:
 
 def test_the_archive_is_in_host_memory_and_counted() -> None:
     request = make_request(layers=2, heads=2, dim=4, prompt=30, steps=5)
-    stage = pipeline(Recall(lambda archive, step: archive.positions < 0), 10)
+    stage = recalling(Recall(lambda archive, step: archive.positions < 0), 10)
     session, counts = run(Policy(prefill=stage, decode=stage), request, "torch")
     total = 0
     for state in session._layers:
@@ -186,67 +174,15 @@ def test_the_archive_is_in_host_memory_and_counted() -> None:
     scalars = sum(store.nbytes()[1] for state in session._layers for store in (state.store, state.archive) if store)
     assert report.column_bytes == scalars  # those of the archive stay on the device
     assert counts[-1] == (2 * 2 * 10, 2 * 2 * 25)
-    plain = Session(Policy(prefill=pipeline(None, 10)), backend_by_name("torch"), 2)
+    plain = Session(Policy(prefill=recalling(None, 10)), backend_by_name("torch"), 2)
     feed(plain, request, 0, 30)
     assert plain.report().archive_bytes == 0
     assert "archive" not in str(plain.report())
 
 
-@BOTH
-def test_beams_take_their_archive_along(backend: str) -> None:
-    request = make_request(layers=2, batch=3, prompt=12, steps=5, padding=(0, 3, 7))
-    stage = pipeline(every(3), 4)
-    policy, index = Policy(prefill=stage, decode=stage), [2, 0, 0, 1]
-    arrays = (data[:, index] for data in (request.queries, request.keys, request.values))
-    chosen = Request(*arrays, request.prompt, request.scale, tuple(request.padding[b] for b in index))
-    session, ledger = session_of(policy, backend, 2)
-    due = Session(policy, backend_by_name(backend), 2)
-    for start, length in ((0, 12), (12, 1)):
-        feed(session, request, start, length)
-        feed(due, chosen, start, length)
-    session.select_batch(to(backend, np.array(index)))
-    for layer, state in enumerate(session._layers):
-        assert state.archive is not None
-        ledger.note(layer, state.archive.view())
-    for start in (13, 14, 15):
-        same_tables(feed(session, chosen, start, 1), feed(due, chosen, start, 1), tolerance=1e-12)
-        ledger.check(chosen, start + 1)
-
-
-@BOTH
-def test_an_emptied_archive_follows_its_batch(backend: str) -> None:
-    request = make_request(batch=2, prompt=8, steps=4)
-    everything: Callable[[CacheView, Step], Any] = lambda archive, step: archive.valid  # noqa: E731
-    schedule = KeepRatio(1.0)
-    decode = Pipeline(schedule=schedule, score=Recency(), recall=Recall(everything))
-    policy = Policy(prefill=pipeline(Recall(everything), 3, score=Recency()), decode=decode)
-    session = Session(policy, backend_by_name(backend), 1)
-    feed(session, request, 0, 8)
-    feed(session, request, 8, 1)
-    assert session._layers[0].archived.tolist() == [[0, 0]] * 2
-    session.select_batch(to(backend, np.array([0])))
-    feed(session, request.alone(0), 9, 3)  # a second turn, brought down to three rows again
-    assert session._layers[0].archived.tolist() == [[9, 9]]
-
-
-@BOTH
-def test_a_new_request_begins_with_an_empty_archive(backend: str) -> None:
-    request, other = make_request(batch=2, prompt=12, steps=3), make_request(seed=3, heads=3, prompt=7, steps=3)
-    stage = pipeline(every(2), 4)
-    policy = Policy(prefill=stage, decode=stage)
-    session, _ = run(policy, request, backend)
-    session.clear()
-    report = session.report()
-    assert (report.archive_bytes, report.recalled, report.evicted) == (0, 0, 0)
-    fresh = Session(policy, backend_by_name(backend), 1)
-    for start, length in ((0, 7), (7, 1), (8, 1)):
-        same_tables(feed(session, other, start, length), feed(fresh, other, start, length))
-    assert session.report() == fresh.report()
-
-
 @given(requests(max_batch=2, padded=True, max_prompt=12, max_steps=6), st.integers(1, 5), st.integers(1, 3))
 def test_both_backends_agree(request_: Request, rows: int, often: int) -> None:
-    stage = pipeline(every(often), rows)
+    stage = recalling(every(often), rows)
     policy = Policy(prefill=stage, decode=stage)
     sessions = [Session(policy, backend_by_name(backend), len(request_.keys)) for backend in ("torch", "numpy")]
     start = 0
@@ -257,23 +193,34 @@ def test_both_backends_agree(request_: Request, rows: int, often: int) -> None:
     assert (one.recalled, one.evicted) == (other.recalled, other.evicted)
 
 
-@dataclass(frozen=True)
 class PaidNow:
-    """What the queries of this pass pay, asked when the table is scored and not when they attend."""
+    """What the queries of this pass pay, asked when the table is scored and not when they attend; notes what it was."""
+
+    def __init__(self) -> None:
+        self.paid: list[list[dict[int, float]]] = []
 
     def score(self, view: CacheView, step: Step) -> Any:
-        return step.ops.attention_mass(view, step)
+        mass = step.ops.attention_mass(view, step)
+        heads = zip(step.ops.host(view.positions)[0], step.ops.host(mass)[0], strict=True)
+        self.paid.append([{p: m for p, m in zip(*head, strict=True) if p >= 0} for head in heads])
+        return mass
 
 
 @pytest.mark.parametrize("turn", [1, 3])
 def test_recalled_rows_stand_anywhere_in_the_table(turn: int) -> None:
     request = make_request(prompt=14, steps=turn)
-    stage = pipeline(Recall(lambda archive, step: archive.valid), 6, score=PaidNow())
-    policy = Policy(prefill=stage, decode=stage)
     one_query_at_a_time = TorchBackend(chunk_elements=1)  # each could be thought to see no further than itself
-    sessions = [Session(policy, ops, 1) for ops in (one_query_at_a_time, backend_by_name("numpy"))]
-    for start, length in ((0, 14), (14, turn)):
-        same_tables(*(feed(session, request, start, length) for session in sessions))
+    paid = []
+    for ops in (one_query_at_a_time, backend_by_name("numpy")):
+        score = PaidNow()
+        stage = recalling(Recall(lambda archive, step: archive.valid), 6, score=score)
+        session = Session(Policy(prefill=stage, decode=stage), ops, 1)
+        for start, length in ((0, 14), (14, turn)):
+            feed(session, request, start, length)
+        paid.append(score.paid[-1])
+    for mine, due in zip(*paid, strict=True):
+        assert mine == pytest.approx(due, rel=1e-9)
+        assert sum(due.values()) == pytest.approx(turn)
 
 
 @BOTH
@@ -286,7 +233,7 @@ def test_recalled_rows_stand_anywhere_in_the_table(turn: int) -> None:
     ],
 )
 def test_a_wrong_answer_is_named_with_its_layer(backend: str, answer: Any, says: str) -> None:
-    stage = pipeline(Recall(answer), 4)
+    stage = recalling(Recall(answer), 4)
     session = Session(Policy(prefill=stage, decode=stage), backend_by_name(backend), 1)
     request = make_request(prompt=9, steps=1)
     feed(session, request, 0, 9)
@@ -298,4 +245,4 @@ def test_a_wrong_answer_is_named_with_its_layer(backend: str, answer: Any, says:
 @pytest.mark.parametrize("value", [Recency(), Recall, 3])
 def test_what_is_no_recaller_is_refused(value: Any) -> None:
     with pytest.raises(PolicyError, match="recall="):
-        pipeline(value)
+        recalling(value)

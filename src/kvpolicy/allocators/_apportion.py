@@ -39,7 +39,7 @@ def apportion(weights: Weights, total: Counts, caps: HeadCounts) -> HeadCounts:
     shares = np.where(open_, shares, caps)
     rows = np.minimum(np.floor(shares + 1e-9).astype(np.int64), caps)  # a share of 2.9999999999 is 3
     while (missing := total - rows.sum(axis=1)).any():
-        remainder = np.where(rows < caps, shares - rows, -np.inf)
+        remainder = np.where(rows < caps, np.round(shares - rows, 9), -np.inf)  # ties are ties, whatever the rounding
         order = np.argsort(-remainder, axis=1, kind="stable")
         rank = np.argsort(order, axis=1, kind="stable")
         rows = rows + ((rank < missing[:, None]) & (rows < caps))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 
+from .._check import check_share
+from .._columns import strong_at
 from .._protocols import Allocator
 from .._repr import constructor_repr
 from .._types import Counts, Quota, Scored, Step
@@ -21,13 +23,24 @@ __all__ = ["BySparsity"]
 class BySparsity(Allocator):
     """Layers share the budget by the share of attention entries that are not negligible.
 
-    An entry is negligible below 1% of the largest that its query pays; which queries count, and the threshold, are the
-    scorer's (`PostImageMass`). Source: VL-Cache (arXiv 2410.23317, section 4.1).
+    An entry is negligible below a share of the largest that its query pays; which queries count, the scorer says
+    (`PostImageMass`). Source: VL-Cache (arXiv 2410.23317, section 4.1).
+
+    Args:
+        threshold: that share; the scorer's must be the same.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("strong", "asked_after")
+    threshold: float = 0.01
 
     __repr__ = constructor_repr
+
+    def __post_init__(self) -> None:
+        check_share("BySparsity", "threshold", self.threshold)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns that `PostImageMass` observes at this threshold."""
+        return (strong_at(self.threshold), "asked_after")
 
     @property
     def whole_model(self) -> bool:

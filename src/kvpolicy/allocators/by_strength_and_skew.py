@@ -16,6 +16,8 @@ from ._statistics import moments, usable
 
 __all__ = ["ByStrengthAndSkew"]
 
+_NOISE = 1e-9  # below it is rounding: two rows have no skewness, but 1e-17 of it would be shared out like any other
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,10 @@ class ByStrengthAndSkew(Allocator):
         heads = xp.sum(counts, axis=1)
         scores = xp.sum(scores, axis=1) / xp.where(heads > 0, heads, xp.ones_like(heads))
         _, variance, third = moments(scores, xp.astype(heads > 0, scores.dtype), xp)
-        flat = variance <= 0
+        mean = xp.sum(xp.abs(scores), axis=-1) / scores.shape[-1]
+        flat = variance**0.5 <= _NOISE * mean
         skew = xp.where(flat, xp.zeros_like(third), third / xp.where(flat, xp.ones_like(variance), variance) ** 1.5)
+        skew = xp.where(skew > _NOISE, skew, xp.zeros_like(skew))
         return tuple(np.maximum(step.ops.host(part), 0.0) for part in (xp.sum(scores, axis=-1), skew))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from .._errors import CacheError
 from .._protocols import Store
 from .._types import EMPTY, Array, CacheView, Column, HeadCounts, Plan, Rows
-from ._torch_vectors import Block, Vectors, laid_out, slots_for
+from ._torch_vectors import Block, Ragged, Vectors, laid_out, slots_for
 
 __all__ = ["TorchStore"]
 
@@ -81,10 +81,12 @@ class TorchStore(Store):
         return 0 if self._table is None else self._table.used
 
     def nbytes(self) -> tuple[int, int]:
-        """Bytes of the tensors held: keys and values; positions, validity and columns."""
+        """Bytes of the tensors held: keys and values; positions, validity, columns and where ragged heads begin."""
         if (table := self._table) is None:
             return 0, 0
         scalars = [table.positions, table.valid, *(column.data for column in table.columns.values())]
+        for vectors in (table.keys, table.values):
+            scalars += [vectors.base, vectors.last] if isinstance(vectors, Ragged) else []
         return table.keys.data.nbytes + table.values.data.nbytes, sum(tensor.nbytes for tensor in scalars)
 
     def append(self, rows: Rows, /, *, limit: int | None = None) -> CacheView:
@@ -116,13 +118,14 @@ class TorchStore(Store):
                 self._scatter(rows)
                 self._held = self._held + count
 
-    def view(self) -> CacheView:
+    def view(self, *, near: bool = False) -> CacheView:
         """Windows on the storage; keys and values of ragged heads are gathered."""
         table = self._filled()
-        used = slice(table.used)
+        used, device = slice(table.used), table.positions.device
+        keys, values = table.keys.window(table.used), table.values.window(table.used)
         return CacheView(
-            keys=table.keys.window(table.used),
-            values=table.values.window(table.used),
+            keys=keys.to(device) if near else keys,
+            values=values.to(device) if near else values,
             positions=table.positions[..., used],
             valid=table.valid[..., used],
             columns={name: replace(c, data=c.data[..., used]) for name, c in table.columns.items()},

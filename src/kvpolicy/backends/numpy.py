@@ -82,7 +82,7 @@ class NumpyStore(Store):
         self._table = new if self._table is None else _joined(self._table, new)
         return self._table
 
-    def view(self) -> CacheView:
+    def view(self, *, near: bool = False) -> CacheView:
         """The table as it is.
 
         Raises:

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
 
+from .._protocols import Backend
 from .._types import Array, CacheView, Scores, Step
 
-__all__ = ["Heads", "asked", "at", "lengths", "over_heads", "unit", "wide"]
+__all__ = ["Heads", "asked", "at", "lengths", "mean_by_token", "over_heads", "unit", "wide"]
 
 Heads: TypeAlias = Literal["each", "mean"]
 
 
-def over_heads(view: CacheView, scores: Scores, heads: Heads) -> Scores:
-    """Scores [B, H, S] as they are, or their mean over the heads of the layer in every head.
-
-    The mean goes by place in the table: it is for heads that hold the same rows, as they do under scores that are the
-    same in every head.
-    """
+def over_heads(view: CacheView, scores: Scores, heads: Heads, step: Step) -> Scores:
+    """Scores [B, H, S] as they are, or for every token their mean over the heads of the layer that hold it."""
     if heads == "each":
         return scores
-    xp = view.xp
-    return xp.broadcast_to(xp.mean(scores, axis=1, keepdims=True), scores.shape)
+    xp, shape = view.xp, view.shape
+    mean = xp.broadcast_to(xp.mean(scores, axis=1, keepdims=True), shape)
+    alike = xp.all((view.positions == view.positions[:, :1]) & (view.valid == view.valid[:, :1]))
+    flat = (shape[0], 1, shape[1] * shape[2])
+    apart = mean_by_token(xp, step.ops, *(xp.reshape(data, flat) for data in (scores, view.valid, view.positions)))
+    return xp.where(alike, mean, xp.astype(xp.reshape(apart, shape), mean.dtype))
+
+
+def mean_by_token(xp: Any, ops: Backend, scores: Array, valid: Array, positions: Array) -> Array:
+    """For each row [B, H, N] the mean over all valid rows of its head that stand at the same position.
+
+    +inf in one of them is +inf in all.
+    """
+    token = _numbered(xp, xp.where(valid, positions, xp.full_like(positions, -1)))
+    endless = scores == float("inf")
+    sums = [
+        ops.segment_sum(xp.astype(data, scores.dtype)[..., None], token[..., None])
+        for data in (xp.where(valid & ~endless, scores, xp.zeros_like(scores)), valid, valid & endless)
+    ]
+    total, held, ends = (xp.astype(xp.take_along_axis(data, token, axis=-1), scores.dtype) for data in sums)
+    mean = total / xp.where(held > 0, held, xp.ones_like(held))
+    return xp.where(ends > 0, xp.full_like(mean, float("inf")), mean)
 
 
 def wide(xp: Any, data: Array) -> Array:
@@ -89,3 +106,12 @@ def _places(view: CacheView, places: Array) -> Array:
     rows = xp.where(view.valid, view.positions, xp.full_like(view.positions, -1))
     queries = xp.broadcast_to(places[:, None, :], (*view.shape[:2], places.shape[1]))
     return xp.concat([rows, queries], axis=-1)
+
+
+def _numbered(xp: Any, places: Array) -> Array:
+    """Positions [B, H, N] by number in ascending order, equal ones alike, int64."""
+    order = xp.argsort(places, axis=-1)
+    line = xp.take_along_axis(places, order, axis=-1)
+    new = xp.astype(line[..., 1:] != line[..., :-1], xp.int64)
+    number = xp.concat([xp.zeros_like(line[..., :1]), xp.cumulative_sum(new, axis=-1)], axis=-1)
+    return xp.take_along_axis(number, xp.argsort(order, axis=-1), axis=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 from .._check import check_choice, check_share
 from .._errors import PolicyError
@@ -42,6 +42,8 @@ class AttentionMass(ImportanceScorer, Observer):
     reduce: Literal["sum", "mean", "moving"] = "sum"
     decay: float = 0.9
 
+    reads_vectors: ClassVar[bool] = False
+
     __repr__ = constructor_repr
 
     def __post_init__(self) -> None:
@@ -54,12 +56,17 @@ class AttentionMass(ImportanceScorer, Observer):
     @property
     def columns(self) -> tuple[str, ...]:
         """What `observe` gives."""
-        return {"sum": ("mass",), "mean": ("mass", "asked"), "moving": ("moving",)}[self.reduce]
+        return {"sum": ("mass",), "mean": ("mass", "asked"), "moving": (self._moving,)}[self.reduce]
+
+    @property
+    def _moving(self) -> str:
+        """Another decay is another column, so that two such scorers in one policy do not meet in it."""
+        return f"moving@{self.decay:g}"
 
     def observe(self, view: CacheView, step: Step, /) -> Mapping[str, Column]:
         """Add this pass to the columns."""
         if self.reduce == "moving":
-            return {"moving": Column(self._moved(view, step), on_merge="sum")}
+            return {self._moving: Column(self._moved(view, step), on_merge="sum")}
         mass = step.ops.attention_mass(view, step)
         columns = {"mass": Column(_known(view, "mass", mass) + mass, on_merge="sum")}
         if self.reduce == "mean":
@@ -71,13 +78,13 @@ class AttentionMass(ImportanceScorer, Observer):
         """The statistic, reduced over heads as asked."""
         xp = view.xp
         if self.reduce == "moving":
-            scores = view.column("moving", needed_by="AttentionMass(reduce='moving')")
+            scores = view.column(self._moving, needed_by="AttentionMass(reduce='moving')")
         else:
             scores = view.column("mass", needed_by="AttentionMass")
         if self.reduce == "mean":
             queries = view.column("asked", needed_by="AttentionMass(reduce='mean')")
             scores = scores / xp.where(queries > 0, queries, xp.ones_like(queries))
-        return over_heads(view, scores, self.heads)
+        return over_heads(view, scores, self.heads, step)
 
     def _moved(self, view: CacheView, step: Step) -> Array:
         """The recurrence over n queries at once: ``decay^n * s + sum_i (1 - decay) * decay^(n - 1 - i) * A[i]``."""
@@ -88,7 +95,7 @@ class AttentionMass(ImportanceScorer, Observer):
         dtype = xp.float64 if step.queries.dtype == xp.float64 else xp.float32
         new = step.ops.attention_mass(view, step, weights=(1 - self.decay) * self.decay ** xp.astype(later, dtype))
         left = xp.astype(self.decay ** xp.astype(total, dtype), new.dtype)
-        return left[:, :, None] * _known(view, "moving", new) + new
+        return left[:, :, None] * _known(view, self._moving, new) + new
 
 
 def _known(view: CacheView, name: str, like: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from .._check import check_choice
 from .._errors import PolicyError
@@ -31,6 +31,8 @@ class ColumnScore(ImportanceScorer):
     name: str
     heads: Heads = "each"
 
+    reads_vectors: ClassVar[bool] = False
+
     __repr__ = constructor_repr
 
     def __post_init__(self) -> None:
@@ -47,4 +49,4 @@ class ColumnScore(ImportanceScorer):
         """
         hint = f"bring it with the tokens, Pass(columns={{{self.name!r}: ...}}), or observe it with another scorer."
         data = view.column(self.name, needed_by=f"ColumnScore({self.name!r})", hint=hint)
-        return over_heads(view, wide(view.xp, data), self.heads)
+        return over_heads(view, wide(view.xp, data), self.heads, step)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, ClassVar, TypeAlias, final
 
 import numpy as np
 
@@ -59,6 +59,8 @@ class GRUController(ImportanceScorer, Observer):
     dim: int
     size: int
     weights: bytes
+
+    reads_vectors: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         return f"GRUController(size={self.size}, fingerprint={hashlib.sha256(self.weights).hexdigest()[:8]!r})"

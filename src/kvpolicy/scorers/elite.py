@@ -49,7 +49,7 @@ class EliteMass(ImportanceScorer):
         """Two passes over the logits: of the last query, and of the window's."""
         latest = step.latest(self.window)
         elite = view.xp.astype(self._elite(view, latest), view.xp.float32)
-        return over_heads(view, step.ops.attention_mass(view, latest, weights=elite), self.heads)
+        return over_heads(view, step.ops.attention_mass(view, latest, weights=elite), self.heads, step)
 
     def _elite(self, view: CacheView, latest: Step) -> Array:
         """Which queries of the window count, bool [B, Q]."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from .._check import check_choice, check_share
+from .._columns import strong_at
 from .._protocols import ImportanceScorer, Observer
 from .._repr import constructor_repr
 from .._types import IMAGE, Array, CacheView, Column, Scores, Step
@@ -46,7 +47,7 @@ class PostImageMass(ImportanceScorer, Observer):
     @property
     def columns(self) -> tuple[str, ...]:
         """What `observe` gives."""
-        return ("after_image", "strong", "asked_after")
+        return ("after_image", strong_at(self.threshold), "asked_after")
 
     def observe(self, view: CacheView, step: Step, /) -> Mapping[str, Column]:
         """Add this pass to the columns, or start them anew.
@@ -73,10 +74,10 @@ class PostImageMass(ImportanceScorer, Observer):
 
         return {
             "after_image": Column(added("after_image", mass), on_merge="sum"),
-            "strong": Column(added("strong", strong)),
+            strong_at(self.threshold): Column(added(strong_at(self.threshold), strong)),
             "asked_after": Column(added("asked_after", seen)),
         }
 
     def score(self, view: CacheView, step: Step, /) -> Scores:
         """The sum, reduced over heads as asked."""
-        return over_heads(view, view.column("after_image", needed_by="PostImageMass"), self.heads)
+        return over_heads(view, view.column("after_image", needed_by="PostImageMass"), self.heads, step)

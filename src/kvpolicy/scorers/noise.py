@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from .._check import check_count
 from .._hash import uniform
@@ -29,6 +29,8 @@ class Noise(ImportanceScorer):
     """
 
     seed: int = 0
+
+    reads_vectors: ClassVar[bool] = False
 
     __repr__ = constructor_repr
 

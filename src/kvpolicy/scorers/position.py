@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 
@@ -19,6 +19,8 @@ __all__ = ["FixedPoint", "Recency"]
 @dataclass(frozen=True, slots=True)
 class Recency(ImportanceScorer):
     """The later a row arrived, the higher its score: the window of StreamingLLM (arXiv 2309.17453)."""
+
+    reads_vectors: ClassVar[bool] = False
 
     __repr__ = constructor_repr
 
@@ -43,6 +45,8 @@ class FixedPoint(ImportanceScorer):
 
     distance: int = 25
     first: int = 1
+
+    reads_vectors: ClassVar[bool] = False
 
     __repr__ = constructor_repr
 

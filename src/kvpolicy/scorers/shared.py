@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, final
+from typing import final
 
 from .._check import check_stage
 from .._protocols import CrossLayer, ImportanceScorer, Observer
 from .._repr import constructor_repr
-from .._types import Array, CacheView, Column, Scored, Scores, Step
-from ._common import wide
+from .._types import CacheView, Column, Scored, Scores, Step
+from ._common import mean_by_token, wide
 from ._wrapped import columns_of, needs_rotate, observed_by, window_of
 
 __all__ = ["Shared"]
@@ -68,28 +68,12 @@ class Shared(ImportanceScorer, Observer, CrossLayer):
         if isinstance(self.scorer, CrossLayer):
             own = list(self.scorer.across(layers, step))
         xp = layers[0].view.xp
-        valid = xp.concat([scored.view.valid for scored in layers], axis=-1)
-        places = xp.concat([scored.view.positions for scored in layers], axis=-1)
-        scores = wide(xp, xp.concat(own, axis=-1))
-        token = _numbered(xp, xp.where(valid, places, xp.full_like(places, -1)))
-        endless = scores == float("inf")
-        sums = [
-            step.ops.segment_sum(xp.astype(data, scores.dtype)[..., None], token[..., None])
-            for data in (xp.where(valid & ~endless, scores, xp.zeros_like(scores)), valid, valid & endless)
-        ]
-        total, held, ends = (xp.astype(xp.take_along_axis(data, token, axis=-1), scores.dtype) for data in sums)
-        mean = total / xp.where(held > 0, held, xp.ones_like(held))
-        mean = xp.where(ends > 0, xp.full_like(mean, float("inf")), mean)
+        valid, places, scores = (
+            xp.concat(parts, axis=-1)
+            for parts in ([x.view.valid for x in layers], [x.view.positions for x in layers], own)
+        )
+        mean = mean_by_token(xp, step.ops, wide(xp, scores), valid, places)
         edges = [0]
         for scored in layers:
             edges.append(edges[-1] + scored.view.shape[2])
         return [mean[..., start:stop] for start, stop in pairwise(edges)]
-
-
-def _numbered(xp: Any, places: Array) -> Array:
-    """Positions [B, H, N] by number in ascending order, equal ones alike, int64."""
-    order = xp.argsort(places, axis=-1)
-    line = xp.take_along_axis(places, order, axis=-1)
-    new = xp.astype(line[..., 1:] != line[..., :-1], xp.int64)
-    number = xp.concat([xp.zeros_like(line[..., :1]), xp.cumulative_sum(new, axis=-1)], axis=-1)
-    return xp.take_along_axis(number, xp.argsort(order, axis=-1), axis=-1)

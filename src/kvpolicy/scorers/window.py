@@ -46,7 +46,7 @@ class WindowMass(ImportanceScorer):
     def score(self, view: CacheView, step: Step, /) -> Scores:
         """One more pass over the logits of these queries."""
         xp, latest = view.xp, step.latest(self.window)
-        scores = over_heads(view, step.ops.attention_mass(view, latest), self.heads)
+        scores = over_heads(view, step.ops.attention_mass(view, latest), self.heads, step)
         if not self.keep_window:
             return scores
         places = latest.query_positions

@@ -235,6 +235,11 @@ class TestProminence:
             plan, _ = folding.merged(Prominence())
             np.testing.assert_array_equal(plan.into, folding.into if all_go else np.full_like(folding.into, -1))
 
+    def test_without_a_positive_score_kept_nothing_goes(self) -> None:
+        scene = make_scene(rows=30, quota=4)
+        folding = fold(replace(scene, scores=np.where(scene.keep, -1.0, 1.0)))
+        assert np.all(folding.merged(Prominence())[0].into == -1)
+
     def test_about_as_many_go_as_are_likely(self) -> None:
         scene = make_scene(rows=400, quota=1, batch=1, heads=1)
         scores = np.where(scene.keep, 1.0, 0.3)

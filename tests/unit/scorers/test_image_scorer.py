@@ -69,14 +69,14 @@ def test_columns(backend: str, shown: str) -> None:
             queries = after_image(request, seen)
             due = {
                 "after_image": mass(request, seen),
-                "strong": strong(request, seen, 0.3),
+                "strong@0.3": strong(request, seen, 0.3),
                 "asked_after": [[float(sum(i >= j for i in queries)) for j in range(seen)]] * 2,
             }
             for name, lines in due.items():
                 for h in range(2):
                     data = one.step.ops.host(one.view.columns[name].data)[0, h]
                     np.testing.assert_allclose(data, lines[h], rtol=1e-11, atol=1e-12)
-                assert name in PostImageMass().columns
+                assert name in PostImageMass(threshold=0.3).columns
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -144,7 +144,7 @@ class TestFaces:
         [
             (Recency(), (), 1, False),
             (AttentionMass(reduce="mean"), ("mass", "asked"), 1, False),
-            (PostImageMass(), ("after_image", "strong", "asked_after"), 1, False),
+            (PostImageMass(), ("after_image", "strong@0.01", "asked_after"), 1, False),
             (WindowMass(9), (), 9, False),
             (ExpectedAttention(window=5), (), 5, True),
             (Quiet(), None, 1, False),

@@ -78,6 +78,20 @@ def test_it_is_what_the_loops_say(
             assert [n for n in members if keep[b, h, n]] == [pivot]
 
 
+@pytest.mark.parametrize("place", PLACES, ids=repr)
+@pytest.mark.parametrize("epsilon", [0.0, 1.0])
+def test_a_similarity_of_epsilon_does_not_link(place: Place, epsilon: float) -> None:
+    scene = make_scene(rows=20, quota=4, keys="axes", dim=2, place=place)
+    keep, groups = selected(Clusters(epsilon, recent=0, top=0), scene)
+    linked = 0
+    for b, h in np.ndindex(*scene.view.shape[:2]):
+        found = by_hand(Clusters(epsilon, recent=0, top=0), scene, b, h)
+        assert sorted(np.flatnonzero(keep[b, h])) == sorted({int(n) for n in groups[b, h]})
+        assert len(found) == keep[b, h].sum()
+        linked += 20 - len(found)
+    assert (linked > 0) == (epsilon < 1)
+
+
 @given(scenes(), SHARES, SHARES)
 def test_the_quota_is_met_exactly(scene: Scene, recent: float, top: float) -> None:
     held = scene.view.valid.sum(axis=-1)

@@ -1,0 +1,102 @@
+"""Records as files: one safetensors file, its numbers bit by bit as the model computed them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .record import Record, RecordError
+
+__all__ = ["load_record", "save_record"]
+
+FORMAT, VERSION = "kvpolicy-record", "1"
+PER_LAYER = ("queries", "keys", "values")
+
+
+def save_record(record: Record, path: str | Path) -> None:
+    """Write a record; a file of that name is replaced.
+
+    Tensors: ``tokens``, ``segments``, ``layers.<l>.queries|keys|values``, and ``inv_freq`` where there is one.
+    Metadata: ``format``, ``version``, ``model``, ``prompt`` and ``scales`` (JSON).
+
+    Raises:
+        RecordError: if the file cannot be written.
+    """
+    tensors = {"tokens": record.tokens, "segments": record.segments}
+    for kind in PER_LAYER:
+        tensors |= {f"layers.{layer}.{kind}": data for layer, data in enumerate(getattr(record, kind))}
+    if record.inv_freq is not None:
+        tensors["inv_freq"] = record.inv_freq
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": record.model,
+        "prompt": str(record.prompt),
+        "scales": json.dumps(list(record.scales)),
+    }
+    try:
+        save_file({name: data.contiguous() for name, data in tensors.items()}, path, about)
+    except (OSError, SafetensorError) as error:
+        raise RecordError(f"cannot write the record {str(path)!r}: {error}.") from error
+
+
+def load_record(path: str | Path) -> Record:
+    """Read a record.
+
+    Raises:
+        RecordError: if there is no such file, it is no record, was made by another version, or is damaged.
+    """
+    if not Path(path).is_file():
+        raise RecordError(
+            f"no record {str(path)!r}. Hint: `kvpolicy simulate --record {path}` makes one with the demo's model; "
+            f"kvpolicy_hf.simulate.record() makes one with yours."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            _check_format(about, path)
+            # Copies: the file may be written again while its record is in use.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise RecordError(
+            f"{str(path)!r} is not a safetensors file, or only a part of one ({error}). Hint: record it again."
+        ) from error
+    try:
+        return _record(about, tensors)
+    except KeyError as error:
+        raise RecordError(f"the record {str(path)!r} lacks {error}. Hint: record it again.") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise RecordError(f"the record {str(path)!r} is damaged: {error} Hint: record it again.") from error
+
+
+def _check_format(about: dict[str, str], path: str | Path) -> None:
+    if about.get("format") != FORMAT:
+        raise RecordError(
+            f"{str(path)!r} is a safetensors file, but no record: its metadata lacks format={FORMAT!r}. "
+            f"Hint: kvpolicy_hf.simulate.record() makes records."
+        )
+    if about.get("version") != VERSION:
+        raise RecordError(
+            f"{str(path)!r} is a record of version {about.get('version')!r}; this kvpolicy reads version {VERSION!r}. "
+            f"Hint: record it again."
+        )
+
+
+def _record(about: dict[str, str], tensors: dict[str, Tensor]) -> Record:
+    scales = [float(scale) for scale in json.loads(about["scales"])]
+    queries, keys, values = ([tensors[f"layers.{layer}.{kind}"] for layer in range(len(scales))] for kind in PER_LAYER)
+    return Record(
+        model=about["model"],
+        prompt=int(about["prompt"]),
+        scales=scales,
+        tokens=tensors["tokens"],
+        segments=tensors["segments"],
+        queries=queries,
+        keys=keys,
+        values=values,
+        inv_freq=tensors.get("inv_freq"),
+    )
