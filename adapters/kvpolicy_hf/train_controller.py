@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,4 +182,4 @@ def _before(tokens: Tensor, length: int) -> Tensor:
 def _features(vectors: Tensor) -> Tensor:
     """Mean over heads of [1, H, N, D] at a root mean square of 1, [1, N, D]: as `GRUController` reads them."""
     directions: Tensor = torch.nn.functional.normalize(vectors.float().mean(1), dim=-1)
-    return directions * vectors.shape[-1] ** 0.5
+    return directions * math.sqrt(vectors.shape[-1])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 from ._errors import PolicyError
 
-__all__ = ["check_choice", "check_count", "check_number", "check_share", "check_stage"]
+__all__ = ["check_choice", "check_count", "check_number", "check_share", "check_stage", "choose"]
+
+T = TypeVar("T")
 
 
 def check_count(owner: str, name: str, value: Any, *, least: int = 0) -> None:
@@ -37,6 +40,12 @@ def check_choice(owner: str, name: str, value: Any, allowed: tuple[Any, ...]) ->
     """Raise `PolicyError` unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise PolicyError(f"{owner}({name}={value!r}): {name} must be one of {', '.join(map(repr, allowed))}.")
+
+
+def choose(owner: str, name: str, value: Any, options: Mapping[str, T]) -> T:
+    """What an option stands for; raises `PolicyError` unless ``value`` is one of them."""
+    check_choice(owner, name, value, tuple(options))
+    return options[value]
 
 
 def check_stage(owner: str, name: str, value: Any, protocol: type) -> None:

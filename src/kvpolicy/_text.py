@@ -41,6 +41,9 @@ def from_text(text: str, *, keep: float | None = None) -> Policy:
     takes = inspect.signature(RECIPES[name]).parameters
     if unknown := [argument for argument in arguments if argument not in takes]:
         raise PolicyError(f"{name}({unknown[0]}=...): it takes {', '.join(takes) or 'no arguments'}.")
+    missing = [n for n, p in takes.items() if p.default is inspect.Parameter.empty and n not in arguments]
+    if missing:
+        raise PolicyError(f"{name}() needs {missing[0]}=. Hint: '{name}({missing[0]}=...)' with a plain value.")
     if keep is not None and "keep" in takes and not any(budget in arguments for budget in _BUDGETS):
         arguments["keep"] = keep
     return RECIPES[name](**arguments)

@@ -72,6 +72,7 @@ class ByVariance(Allocator):
         xp = layer.view.xp
         _, variance, _ = moments(*usable(layer), xp)
         low, high = (reduce(variance, axis=1, keepdims=True) for reduce in (xp.min, xp.max))
-        span = xp.where(high > low, high - low, xp.ones_like(high))
-        scaled: Counts = step.ops.host(xp.mean((variance - low) / span, axis=1))
+        apart = high - low > 1e-9 * high  # heads that differ by rounding are equal
+        spread = (variance - low) / xp.where(apart, high - low, xp.ones_like(high))
+        scaled: Counts = step.ops.host(xp.mean(xp.where(apart, spread, xp.zeros_like(spread)), axis=1))
         return scaled

@@ -197,7 +197,7 @@ class NumpyBackend(Backend):
         keep = np.zeros(view.shape, dtype=bool)
         for b, h in np.ndindex(*view.shape[:2]):
             best = [(float(scores[b, h, n]), int(view.positions[b, h, n]), n) for n in _valid_rows(view, b, h)]
-            for _, _, n in sorted(best, reverse=True)[: max(0, int(quota[b, h]))]:
+            for _, _, n in sorted(best, key=lambda row: (-row[0], -row[1], row[2]))[: max(0, int(quota[b, h]))]:
                 keep[b, h, n] = True
         return keep
 

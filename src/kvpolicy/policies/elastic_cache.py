@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Literal
 
-from .._check import check_choice
+from .._check import choose
 from .._policy import Pipeline, Policy
-from .._protocols import ImportanceScorer, Merger
 from ..mergers import Drop, Fold, Mean, MostSimilar, NearestPosition
 from ..scorers import AttentionMass, FixedPoint, Recency, Shared
 from ..selectors import TopK
 from ._budget import schedule_for
 
 __all__ = ["elastic_cache"]
-
-_MERGES: Mapping[str, Callable[[int, int], Merger]] = {
-    "mean": lambda first, last: Fold(NearestPosition(first=first, last=last), Mean()),
-    "evict": lambda first, last: Drop(),
-    "cluster": lambda first, last: Fold(MostSimilar(), Mean()),
-}
 
 
 def elastic_cache(
@@ -61,23 +53,23 @@ def elastic_cache(
     Raises:
         PolicyError: unless exactly one of keep, rows and memory is given and in range.
     """
-    for name, value, allowed in (
-        ("merge", merge, _MERGES),
-        ("statistic", statistic, ("sum", "mean", "moving")),
-        ("sets", sets, ("layer", "head", "shared")),
-        ("discard", discard, ("fixed", "recent", "frequency")),
-    ):
-        check_choice("elastic_cache", name, value, tuple(allowed))
     select = TopK(first=first, last=last)
     schedule = schedule_for("elastic_cache", keep=keep, rows=rows, memory=memory, floor=max(select.floor, 1))
-    score: ImportanceScorer = AttentionMass(heads="each" if sets == "head" else "mean", reduce=statistic)
-    evict = {"fixed": FixedPoint(distance=distance, first=first), "recent": Recency(), "frequency": score}[discard]
+    each, mean = AttentionMass(reduce=statistic), AttentionMass(heads="mean", reduce=statistic)
+    score = choose("elastic_cache", "sets", sets, {"layer": mean, "head": each, "shared": Shared(mean)})
+    merges = {
+        "mean": Fold(NearestPosition(first=first, last=last), Mean()),
+        "evict": Drop(),
+        "cluster": Fold(MostSimilar(), Mean()),
+    }
+    evicts = {
+        "fixed": FixedPoint(distance=distance, first=first),
+        "recent": Recency(),
+        "frequency": each if sets == "head" else mean,
+    }
+    evict = choose("elastic_cache", "discard", discard, evicts)
+    merge_by = choose("elastic_cache", "merge", merge, merges)
     return Policy(
-        prefill=Pipeline(
-            schedule=schedule,
-            score=Shared(score) if sets == "shared" else score,
-            select=select,
-            merge=_MERGES[merge](first, last),
-        ),
+        prefill=Pipeline(schedule=schedule, score=score, select=select, merge=merge_by),
         decode=Pipeline(schedule=schedule, score=evict, select=TopK(first=first)),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .._check import check_choice
+from .._check import choose
 from .._policy import Pipeline, Policy
 from ..mergers import Fold, Mean, MostSimilar, Pivotal, SimilarityWeighted
 from ..scorers import AttentionMass
@@ -12,8 +12,6 @@ from ..selectors import TopK
 from ._budget import schedule_for
 
 __all__ = ["look_m"]
-
-_WEIGHERS = {"pivotal": Pivotal(), "average": Mean(), "weighted": SimilarityWeighted()}
 
 
 def look_m(
@@ -45,12 +43,12 @@ def look_m(
         PolicyError: unless exactly one of keep, rows and memory is given and in range.
     """
     schedule = schedule_for("look_m", keep=keep, rows=rows, memory=memory)
-    check_choice("look_m", "merge", merge, tuple(_WEIGHERS))
+    weighers = {"pivotal": Pivotal(), "average": Mean(), "weighted": SimilarityWeighted()}
     return Policy(
         prefill=Pipeline(
             schedule=schedule,
             score=AttentionMass(),
             select=TopK(recent=recent, text=True),
-            merge=Fold(MostSimilar(), _WEIGHERS[merge]),
+            merge=Fold(MostSimilar(), choose("look_m", "merge", merge, weighers)),
         )
     )

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scenes import PLACES, Arr, LargestTensor, Place, Scene, leaving, make_scene, scenes
 
-from kvpolicy import FixedRows, Pipeline, Plan, PlanError, Policy, PolicyError, Recency, Scored, Selection, Step
+from kvpolicy import Column, FixedRows, Pipeline, Plan, PlanError, Policy, PolicyError, Recency, Scored, Selection, Step
 from kvpolicy._types import Assignment, CacheView, Weights
 from kvpolicy.backends.torch import TorchBackend
 from kvpolicy.mergers import (
@@ -406,6 +406,14 @@ class TestAll:
         left = scene.keep | np.any(folding.into >= 0, axis=-1)
         before = np.sum(scene.view.columns["count"].data * left, axis=-1)
         np.testing.assert_allclose(np.sum(view.columns["count"].data, axis=-1), before, rtol=1e-6)
+
+    @pytest.mark.parametrize("backend", ["numpy", "torch"])
+    def test_a_third_of_a_column_is_a_third_in_its_own_dtype(self, backend: str) -> None:
+        scene = make_scene(rows=9, quota=4, place=Place(backend, "float64"))
+        mass = np.where(scene.view.valid, np.random.default_rng(1).random(scene.view.shape), 0.0)
+        view = scene.view.with_columns({"mass": Column(mass, "sum")})
+        _, after = fold(replace(scene, view=view), targets=3, share=1.0).merged(Mean())
+        np.testing.assert_allclose(after.columns["mass"].data.sum(axis=-1), mass.sum(axis=-1), rtol=1e-14)
 
     @given(foldings(), st.sampled_from(ALL))
     def test_a_row_that_nothing_folds_into_keeps_its_bits(self, folding: Folding, weigher: Any) -> None:
