@@ -6,25 +6,22 @@ Per layer a forward pass is two calls: `Session.append` brings the new rows in, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, final
+from typing import final
 
 import numpy as np
 
 from . import _engine
 from ._errors import CacheError
 from ._layer import Layer
-from ._policy import Pipeline, Policy
-from ._protocols import Ahead, Backend, Bounded, CrossLayer, Recaller
-from ._types import Array, CacheView, Counts, HeadCounts, Phase, Plan, Queries, Rotate, Rows, Scored, Step
+from ._planner import Listener, Planner
+from ._policy import Policy
+from ._protocols import Ahead, Backend, Bounded
+from ._types import Array, CacheView, Counts, Phase, Queries, Rotate, Rows, Step
 from .report import Report
-from .selectors import TopK
 
 __all__ = ["Listener", "Pass", "Session"]
-
-Listener = Callable[[int, CacheView, Plan, Step], None]
-BatchMask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]  # [B]
 
 
 @final
@@ -50,17 +47,6 @@ class Pass:
     def length(self) -> int:
         """Q."""
         return int(self.positions.shape[-1])
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A scored layer that waits for the others."""
-
-    layer: Layer
-    scored: Scored
-    step: Step
-    quota: HeadCounts | None
 
 
 @final
@@ -98,11 +84,10 @@ class Session:
                 "session has none. Hint: use a model with plain rotary positions, or positions='original'."
             )
         self.policy, self.ops = policy, ops
-        self._prompt_length, self._check, self._listen, self._rotate = prompt_length, check, listen, rotate
+        self._prompt_length, self._rotate = prompt_length, rotate
         self._turn = rotate if policy.positions == "slots" else None
         self._layers = [self._new_layer(index, num_layers) for index in range(num_layers)]
-        self._waiting: list[_Waiting] = []
-        self._handed: list[HeadCounts] = []  # quotas of this pass, where each layer's is known ahead
+        self._planner = Planner(self._layers, ops, check=check, listen=listen, in_slots=self._in_slots, turn=self._turn)
         self._windows = {
             Phase.PREFILL: _engine.window_of(policy.prefill),
             Phase.DECODE: _engine.window_of(policy.decode),
@@ -177,7 +162,7 @@ class Session:
             return  # a chunk of a prompt
         pipeline = self.policy.prefill if step.phase is Phase.PREFILL else self.policy.decode
         if pipeline is not None:
-            self._run(pipeline, state, view, step)
+            self._planner.run(pipeline, state, view, step)
         if step.phase is Phase.PREFILL:
             state.prompt_kept = state.held
             decode = self.policy.decode
@@ -198,7 +183,7 @@ class Session:
             if state.archive is not None:
                 state.archive.clear()
             self._layers[index] = Layer(state.store, state.archive)
-        self._waiting, self._handed = [], []
+        self._planner.clear()
 
     def report(self) -> Report:
         """What happened so far."""
@@ -259,99 +244,3 @@ class Session:
             return None
         last = step.latest(window)
         return Queries(last.queries, last.query_positions, last.query_valid)
-
-    def _run(self, pipeline: Pipeline, state: Layer, view: CacheView, step: Step) -> None:
-        budget = _engine.budget_of(pipeline, step)
-        if budget is None:
-            return
-        if pipeline.recall is not None and state.archived.any():
-            view, step = self._take_back(pipeline.recall, state, step)
-        quota = self._ahead(pipeline, budget, view, step)
-        if not (pipeline.allocate.whole_model or isinstance(pipeline.score, CrossLayer)):
-            if _over([state], [quota], budget).any():
-                scored = _engine.score(pipeline, view, step, check=self._check)
-                self._plan([_Waiting(state, scored, step, quota)], pipeline, budget)
-            return
-        scored = _engine.score(pipeline, view, step, check=self._check)
-        self._waiting.append(_Waiting(state, scored, step, quota))
-        if len(self._waiting) < len(self._layers):
-            return
-        waiting, self._waiting = self._waiting, []
-        together = [waiting] if pipeline.allocate.whole_model else [[entry] for entry in waiting]
-        if any(_over([e.layer for e in entries], [e.quota for e in entries], budget).any() for entries in together):
-            self._plan(waiting, pipeline, budget)
-
-    def _take_back(self, recaller: Recaller, state: Layer, step: Step) -> tuple[CacheView, Step]:
-        """Let rows return; the table and the step as they are then."""
-        assert state.archive is not None
-        before = state.held
-        archive = state.archive.view(near=getattr(recaller, "reads_vectors", True))
-        state.take_back(_engine.recall(recaller, archive, step), self.ops)
-        view, queries = self._in_slots(state.store.view()), step.queries
-        if self._turn is not None:  # older rows have come back, and the queries stand behind them
-            xp = view.xp
-            by = xp.asarray(state.held - before, dtype=xp.int64, device=view.positions.device)
-            by = xp.repeat(by, queries.shape[1] // by.shape[1], axis=1)
-            queries = self._turn(queries, xp.broadcast_to(by[..., None], queries.shape[:3]))
-        held = tuple(other.held for other in self._layers)
-        return view, replace(step, queries=queries, held=held, whole_pass=False)
-
-    def _ahead(self, pipeline: Pipeline, budget: Counts, view: CacheView, step: Step) -> HeadCounts | None:
-        """The layer's quota, where it is known before scoring; the last layer of a pass settles the account."""
-        if not isinstance(pipeline.allocate, Ahead) or pipeline.allocate.whole_model:
-            return None
-        quota = _engine.ahead(pipeline.allocate, budget, view, step)
-        self._handed = [*(self._handed if view.layer else []), quota]
-        if view.layer == len(self._layers) - 1:
-            total = np.sum([handed.sum(axis=1) for handed in self._handed], axis=0)
-            _engine.check_total(pipeline, total, budget * sum(handed.shape[1] for handed in self._handed))
-        return quota
-
-    def _plan(self, entries: list[_Waiting], pipeline: Pipeline, budget: Counts) -> None:
-        layers, last = [entry.scored for entry in entries], entries[-1].step
-        layers = list(_engine.across(pipeline, layers, last, check=self._check))
-        if pipeline.allocate.whole_model:
-            quotas = list(_engine.allocate(pipeline, budget, layers, last))
-        else:
-            quotas = [
-                _engine.allocate(pipeline, budget, [scored], entry.step)[0] if entry.quota is None else entry.quota
-                for entry, scored in zip(entries, layers, strict=True)
-            ]
-        # A batch row that holds no more than it may keeps it all, whatever another row holds.
-        numbers = range(len(entries))
-        for group in [numbers] if pipeline.allocate.whole_model else [[n] for n in numbers]:
-            over = _over([entries[n].layer for n in group], [entries[n].quota for n in group], budget)[:, None]
-            for n in group:
-                quotas[n] = np.where(over, quotas[n], np.maximum(quotas[n], entries[n].layer.held))
-        for entry, scored, quota in zip(entries, layers, quotas, strict=True):
-            self._carry_out(pipeline, entry.layer, scored, quota, entry.step)
-            if last.phase is Phase.PREFILL:
-                entry.layer.prompt_quota, entry.layer.prompt_kept = quota, entry.layer.held
-
-    def _carry_out(self, pipeline: Pipeline, state: Layer, scored: Scored, quota: HeadCounts, step: Step) -> None:
-        made = _engine.plan(pipeline, scored, quota, step, check=self._check)
-        if self._listen is not None:
-            self._listen(scored.view.layer, scored.view, made, step)
-        kept = self._kept(pipeline, state, scored, made, quota)
-        if pipeline.recall is not None:
-            state.release(scored.view, made, kept, self.ops)
-        state.apply(scored.view, made, kept, quota)
-
-    def _kept(self, pipeline: Pipeline, state: Layer, scored: Scored, made: Plan, quota: HeadCounts) -> HeadCounts:
-        """Rows kept by each head: counted, or, unchecked, known in advance from the quota and `TopK`."""
-        if not self._check and isinstance(pipeline.select, TopK) and not pipeline.select.text:
-            known: HeadCounts = np.minimum(state.held, np.maximum(quota, pipeline.select.floor))
-            return known
-        xp = scored.view.xp
-        return np.asarray(self.ops.host(xp.sum(xp.astype(made.keep, xp.int64), axis=-1)))
-
-
-def _over(layers: list[Layer], quotas: list[HeadCounts | None], budget: Counts) -> BatchMask:
-    """Which batch rows hold more than they may: head by head where quotas are known, in total otherwise; bool [B]."""
-    known = [quota for quota in quotas if quota is not None]
-    if len(known) == len(layers):
-        heads = [(state.held > quota).any(axis=1) for state, quota in zip(layers, known, strict=True)]
-        return np.asarray(np.stack(heads).any(axis=0))
-    held = np.sum([state.held.sum(axis=1) for state in layers], axis=0)
-    over: BatchMask = held > budget * sum(state.held.shape[1] for state in layers)
-    return over

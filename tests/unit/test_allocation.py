@@ -17,7 +17,9 @@ from kvpolicy import (
     AttentionMass,
     CacheView,
     FixedRows,
+    HeadTable,
     KeepRatio,
+    LikePrompt,
     Pipeline,
     PlanError,
     Policy,
@@ -206,3 +208,13 @@ def test_totals_are_exact(request_: Request, schedule: Any, more: int, backend: 
         assert counts[b] <= layers * heads * due
         if tokens >= due + more:
             assert counts[b] == layers * heads * due
+
+
+@BOTH
+def test_a_layer_that_the_prompt_did_not_fill_keeps_its_share_while_decoding(backend: str) -> None:
+    """The first layer may hold the whole prompt, so nothing is planned there; its share is not lost."""
+    prefill = Pipeline(schedule=FixedRows(4), score=Recency(), allocate=HeadTable(((100.0,), (1.0,))))
+    decode = Pipeline(schedule=FixedRows(4), score=Recency(), allocate=LikePrompt())
+    request = make_request(layers=2, heads=1, prompt=8, steps=3)
+    trace = drive(Policy(prefill=prefill, decode=decode), request, backend=backend)
+    assert [[len(table[0][0].positions) for table in one.tables] for one in trace.passes] == [[8, 0]] * 4
