@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from kvpolicy import (
     Pipeline,
     Policy,
     PolicyError,
-    Scored,
     Shared,
     TopRecall,
     adore,
@@ -157,6 +157,29 @@ class TestScores:
         np.testing.assert_array_equal(scores[..., :6], seen.scores[..., :6])
         assert np.isfinite(scores[..., :6]).all()
 
+    def test_both_backends_agree(self) -> None:
+        """New rows fill the holes that others left, at another place in each head."""
+        request = make_request(layers=2, batch=3, heads=3, groups=2, prompt=12, steps=9, padding=(0, 5, 11))
+        policy = adore(rows=5, recall=2, controller=controller())
+        for chunks in (None, (3, 9)):
+            torchs, numpys = (drive(policy, request, backend=name, chunks=chunks) for name in ("torch", "numpy"))
+            for one, other in zip(torchs.passes, numpys.passes, strict=True):
+                same_tables(one, other, tolerance=1e-9)
+
+    def test_padding_asks_for_nothing(self) -> None:
+        made = controller()
+        (seen,) = watch(made, make_request(prompt=6, steps=0))
+        step = seen.step
+        valid = torch.tensor([[True, True, True, True, False, False]])
+        padded = made.score(seen.view, replace(step, query_valid=valid))
+        queries, positions = step.queries[:, :, :4], step.query_positions[:, :4]
+        due = made.score(seen.view, replace(step, queries=queries, query_positions=positions, query_valid=valid[:, :4]))
+        assert torch.equal(padded[..., :4], due[..., :4])
+
+    def test_a_row_keeps_its_own_code_when_others_fold_into_it(self) -> None:
+        (seen,) = watch(controller(), make_request(steps=0))
+        assert [seen.view.columns[name].on_merge for name in controller().columns] == ["keep"] * SIZE
+
     def test_without_its_columns(self) -> None:
         (seen,) = watch(controller(), make_request(steps=0))
         bare = type(seen.view)(seen.view.keys, seen.view.values, seen.view.positions, seen.view.valid, {})
@@ -288,10 +311,8 @@ class TestValue:
             GRUController(*arguments)
 
 
-def test_scored_rows_are_ranked_alike_on_both_backends() -> None:
-    """A table whose heads hold different rows still gives every head the score of the token."""
+def test_every_head_scores_a_token_alike() -> None:
     made, request = controller(), make_request(heads=3, prompt=10, steps=2)
     for backend in BACKENDS:
         seen = watch(made, request, backend=backend, keep=[1, 2, 9])[-1]
-        assert isinstance(Scored(seen.view, seen.scores), Scored)
         np.testing.assert_allclose(seen.scores, seen.scores[:, :1].repeat(3, axis=1))
