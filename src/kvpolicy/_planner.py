@@ -15,7 +15,7 @@ from ._protocols import Ahead, Backend, CrossLayer, Recaller
 from ._types import CacheView, Counts, HeadCounts, Phase, Plan, Rotate, Scored, Step
 from .selectors import TopK
 
-__all__ = ["Listener", "Planner"]
+__all__ = ["Listener", "Planner", "in_slots"]
 
 Listener = Callable[[int, CacheView, Plan, Step], None]
 BatchMask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]  # [B]
@@ -41,8 +41,7 @@ class Planner:
         ops: the backend.
         check: verify every stage's answer.
         listen: called with every plan before it is carried out.
-        in_slots: the table to score and attend over, where positions are re-indexed.
-        turn: turns queries, where positions are re-indexed.
+        turn: turns rotary vectors, where positions are re-indexed.
     """
 
     def __init__(
@@ -52,11 +51,10 @@ class Planner:
         *,
         check: bool,
         listen: Listener | None,
-        in_slots: Callable[[CacheView], CacheView],
         turn: Rotate | None,
     ) -> None:
         self._layers, self.ops, self._check, self._listen = layers, ops, check, listen
-        self._in_slots, self._turn = in_slots, turn
+        self._turn = turn
         self.clear()
 
     def clear(self) -> None:
@@ -94,7 +92,7 @@ class Planner:
         before = state.held
         archive = state.archive.view(near=getattr(recaller, "reads_vectors", True))
         state.take_back(_engine.recall(recaller, archive, step), self.ops)
-        view, queries = self._in_slots(state.store.view()), step.queries
+        view, queries = in_slots(state.store.view(), self._turn, self.ops), step.queries
         if self._turn is not None:  # older rows have come back, and the queries stand behind them
             xp = view.xp
             by = xp.asarray(state.held - before, dtype=xp.int64, device=view.positions.device)
@@ -151,6 +149,14 @@ class Planner:
             return known
         xp = scored.view.xp
         return np.asarray(self.ops.host(xp.sum(xp.astype(made.keep, xp.int64), axis=-1)))
+
+
+def in_slots(view: CacheView, turn: Rotate | None, ops: Backend) -> CacheView:
+    """The table to attend over and to score: its keys turned to their slots where positions are re-indexed."""
+    if turn is None:
+        return view
+    xp, by = view.xp, ops.arrival_rank(view) - view.positions
+    return replace(view, keys=turn(view.keys, xp.where(view.valid, by, xp.zeros_like(by))))
 
 
 def _over(layers: list[Layer], quotas: list[HeadCounts | None], budget: Counts) -> BatchMask:

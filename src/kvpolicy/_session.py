@@ -7,7 +7,7 @@ Per layer a forward pass is two calls: `Session.append` brings the new rows in, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from . import _engine
 from ._errors import CacheError
 from ._layer import Layer
-from ._planner import Listener, Planner
+from ._planner import Listener, Planner, in_slots
 from ._policy import Policy
 from ._protocols import Ahead, Backend, Bounded
 from ._types import Array, CacheView, Counts, Phase, Queries, Rotate, Rows, Step
@@ -87,7 +87,7 @@ class Session:
         self._prompt_length, self._rotate = prompt_length, rotate
         self._turn = rotate if policy.positions == "slots" else None
         self._layers = [self._new_layer(index, num_layers) for index in range(num_layers)]
-        self._planner = Planner(self._layers, ops, check=check, listen=listen, in_slots=self._in_slots, turn=self._turn)
+        self._planner = Planner(self._layers, ops, check=check, listen=listen, turn=self._turn)
         self._windows = {
             Phase.PREFILL: _engine.window_of(policy.prefill),
             Phase.DECODE: _engine.window_of(policy.decode),
@@ -121,7 +121,7 @@ class Session:
         view = state.append(Rows(keys, values, now.positions, now.valid, now.columns), now.tokens)
         if self._phase(now) is Phase.PREFILL:
             state.prompt = state.prompt + now.tokens
-        state.view = self._in_slots(view)
+        state.view = in_slots(view, self._turn, self.ops)
         return state.view
 
     def turned(self, layer: int, queries: Array, now: Pass) -> Array:
@@ -199,13 +199,6 @@ class Session:
         recalls = any(p is not None and p.recall is not None for p in (self.policy.prefill, self.policy.decode))
         archive = self.ops.store(index, num_layers, on_host=True) if recalls else None
         return Layer(self.ops.store(index, num_layers), archive)
-
-    def _in_slots(self, view: CacheView) -> CacheView:
-        """The table to attend over: its keys turned to their slots where the policy re-indexes positions."""
-        if self._turn is None:
-            return view
-        turn = self.ops.arrival_rank(view) - view.positions
-        return replace(view, keys=self._turn(view.keys, view.xp.where(view.valid, turn, view.xp.zeros_like(turn))))
 
     def _phase(self, now: Pass) -> Phase:
         prompt = now.start < self._prompt_length or now.start == 0 or now.length > 1

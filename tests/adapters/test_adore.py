@@ -392,7 +392,7 @@ def test_example_prints_a_line_a_policy(monkeypatch: pytest.MonkeyPatch, capsys:
     runpy.run_path(str(ROOT / "examples" / "05_adore.py"), run_name="__main__")
     out = capsys.readouterr().out
     head, *rest = out.split("\n\n")
-    assert head.startswith("GRUController(size=8, ")
+    assert head.startswith("GRUController(size=16, ")
     kept = {line[:24].strip(): float(line.split("%")[0].split()[-1]) for line in rest[0].splitlines()[1:]}
     assert list(kept) == ["h2o", "adore, moving average", "adore, controller", "clairvoyant"]
     assert max(kept.values()) == kept["clairvoyant"] < 100

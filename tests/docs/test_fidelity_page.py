@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import json
+import math
 import re
+import runpy
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -20,13 +24,13 @@ NUMBERS = json.loads((ROOT / "docs" / "results" / "fidelity.json").read_text(enc
 
 
 @pytest.fixture(scope="module")
-def script():
+def script() -> Iterator[ModuleType]:
     """`scripts.fidelity`, as `python -m` finds it in the root of the repository."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
-        from scripts.fidelity import methods, page
-
-        yield page, methods
+        for part in ("methods", "page", "prompts"):
+            importlib.import_module(f"scripts.fidelity.{part}")
+        yield importlib.import_module("scripts.fidelity")
 
 
 def section(recipe: str) -> str:
@@ -48,7 +52,7 @@ def test_composition_is_the_repr(recipe: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_formula_is_the_docstring(recipe: str) -> None:
     doc = " ".join((inspect.getdoc(RECIPES[recipe]) or "").split())
-    formula = re.search(r"^\*\*Formula\.\*\* (.+)$", section(recipe), re.M)
+    formula = re.search(r"^\*\*Formula:\*\* (.+)$", section(recipe), re.M)
     assert formula is not None
     assert f"Formula: {formula[1]}" in doc
 
@@ -67,19 +71,30 @@ def test_every_section_says_what_differs_what_we_chose_and_what_was_measured(rec
         assert re.search(rf"^\*\*{heading}\.\*\* *\S|^\*\*{heading}\.\*\*\n\n\S", section(recipe), re.M), heading
 
 
-def test_the_page_is_the_script_s(script: tuple[ModuleType, ModuleType]) -> None:
-    page, _ = script
-    assert page.render(page.stored()) == TEXT, "out of date: python -m scripts.fidelity --render"
+def test_the_page_is_the_script_s(script: ModuleType) -> None:
+    assert script.page.render(script.page.stored()) == TEXT, "out of date: python -m scripts.fidelity --render"
 
 
-def test_every_number_measured_is_shown_and_every_number_shown_was_measured(
-    script: tuple[ModuleType, ModuleType],
-) -> None:
-    _, methods = script
-    for recipe, method in methods.METHODS.items():
+def test_another_number_makes_another_page(script: ModuleType) -> None:
+    stored = script.page.stored()
+    stored["numbers"]["snapkv"]["agree"] += 0.1
+    assert script.page.render(stored) != TEXT
+
+
+def test_every_number_shown_was_measured(script: ModuleType) -> None:
+    for recipe, method in script.methods.METHODS.items():
         shown = set(re.findall(r"\{(\w+)[:}]", method.MEASURED))
         assert shown <= NUMBERS["numbers"][recipe].keys(), recipe
         assert bool(shown) == hasattr(method, "measure"), recipe
+
+
+def test_it_can_be_measured_again(script: ModuleType) -> None:
+    records = runpy.run_path(str(script.prompts.SIMULATE))["demo_records"](1)
+    samples = script.prompts.Samples((), tuple(map(script.prompts.Prompt, records)))
+    for recipe in ("full", "look_m", "vl_cache", "air_cache"):
+        numbers = script.methods.METHODS[recipe].measure(samples)
+        assert numbers.keys() == NUMBERS["numbers"][recipe].keys()
+        assert all(math.isfinite(number) for number in numbers.values())
 
 
 def test_the_page_says_where_its_numbers_come_from() -> None:

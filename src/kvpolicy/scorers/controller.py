@@ -188,17 +188,14 @@ class GRUController(ImportanceScorer, Observer):
         return xp.where(age == 0, xp.full_like(scores, float("inf")), scores)
 
     def _state(self, view: CacheView, step: Step, known: list[Array | None], like: Array) -> Array:
-        """The code of the newest row that was there before this pass, [B, r]; zeros where there is none."""
+        """The code of the newest row that was there before this pass, [B, r]; zeros where no token came before."""
         xp, batch = view.xp, view.shape[0]
         earlier = view.valid & (view.positions < step.query_positions[:, None, :1])
         places = xp.reshape(xp.where(earlier, view.positions, xp.full_like(view.positions, -1)), (batch, -1))
-        newest = xp.argmax(places, axis=-1)[:, None]
-        first = xp.take_along_axis(places, newest, axis=-1) < 0
+        newest = xp.argmax(places, axis=-1)[:, None]  # with padding alone, a piece of that: its code is zero
         nothing = xp.zeros((batch, 1), dtype=like.dtype, device=like.device)
         parts = [
-            nothing
-            if data is None
-            else xp.where(first, nothing, xp.take_along_axis(xp.reshape(data, (batch, -1)), newest, axis=-1))
+            nothing if data is None else xp.take_along_axis(xp.reshape(data, (batch, -1)), newest, axis=-1)
             for data in known
         ]
         return xp.concat(parts, axis=-1)
