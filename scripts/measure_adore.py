@@ -37,11 +37,17 @@ from kvpolicy import (
     Shared,
     Step,
 )
-from kvpolicy_hf import train_controller
-from kvpolicy_hf.simulate import FutureMass, Record, Replay, clairvoyant, replay
+from kvpolicy_hf import enable, train_controller
+from kvpolicy_hf.demo.cases import drawn_cases
+from kvpolicy_hf.demo.loading import load
+from kvpolicy_hf.demo.prompts import encode
+from kvpolicy_hf.demo.scenes import ASSETS, TASKS
+from kvpolicy_hf.simulate import FutureMass, Record, Replay, clairvoyant, record, replay
 from kvpolicy_hf.simulate.attention import shares
 
-RECORDS = runpy.run_path(str(Path(__file__).with_name("simulate_all.py")))
+SCRIPTS = Path(__file__).parent
+SIMULATE, ACCURACY = (runpy.run_path(str(SCRIPTS / name)) for name in ("simulate_all.py", "measure_demo_accuracy.py"))
+SEED = 7  # of the pictures: other ones than those of the questions
 
 
 @dataclass(eq=False)
@@ -100,6 +106,37 @@ def guesses(scorers: Mapping[str, Any], tests: Sequence[Record], rows: int) -> l
     return lines
 
 
+def picture_records(pictures: int) -> tuple[list[Record], list[Record]]:
+    """Every question about the pictures, to learn from; the longest answers about a few others, to be tested on."""
+    model, processor = load(ASSETS)
+    enable(model)
+    cases = drawn_cases(SEED, pictures=pictures + max(pictures // 3, 1))
+    first = 2 * len(TASKS) * pictures  # two kinds of pictures
+    cases = [*cases[:first], *(case for case in cases[first:] if case.task == "row")]
+    made = [record(model, encode(processor, case.prompt, model.device), new_tokens=16) for case in cases]
+    return made[:first], made[first:]
+
+
+def answers(policies: Mapping[str, Policy | None], images: int) -> list[str]:
+    """Markdown: the demo's questions, answered by the model under these policies (closed loop)."""
+    model, processor = load(ASSETS)
+    enable(model)
+    cases = ACCURACY["draw_questions"](images)
+    lines = [f"| policy | right | {' | '.join(TASKS)} |", "|---" * (2 + len(TASKS)) + "|"]
+    for name, policy in policies.items():
+        if policy is None:
+            continue  # who knows a record's future knows nothing of another one's
+        right: dict[str, list[bool]] = {task: [] for task in TASKS}
+        for start in range(0, images, 40):
+            part = cases[start : start + 40]
+            said, _ = ACCURACY["answers"](model, processor, part, policy)
+            for text, (_, question) in zip(said, part, strict=True):
+                right[question.task].append(text == question.answer)
+        cells = " | ".join(f"{np.mean(good):.0%}" for good in right.values())
+        lines.append(f"| {name} | {ACCURACY['wilson'](sum(map(sum, right.values())), images)} | {cells} |")
+    return lines
+
+
 def adore(score: Any, rows: int, recall: int) -> Policy:
     """With a recall of 0: the same rows leave, and none returns."""
     if recall:
@@ -132,21 +169,22 @@ def replays(policies: Mapping[str, Policy | None], tests: Sequence[Record], rows
 
 def measure(
     lessons: Sequence[Record], tests: Sequence[Record], keep: float, recall: Sequence[int], steps: int, console: Console
-) -> list[str]:
-    """Two tables for one model."""
+) -> tuple[list[str], dict[str, Policy | None]]:
+    """Two tables for one model, and the policies of the second."""
     rows = round(keep * tests[0].prompt)
     fitted: dict[str, GRUController] = {}
-    spent = 0.0
+    spent: dict[str, float] = {}
     wanted: dict[str, dict[str, Any]] = {
         "controller, untrained": {"steps": 0},
         "controller": {},
         "controller, trained for recall": {"rows": rows},
-        "controller of 16 units": {"size": 16},
+        "controller of 8 units": {"size": 8},
+        "controller, three times the steps": {"steps": 3 * steps},
     }
     for name, arguments in wanted.items():
         start = time.process_time()
         fitted[name] = train_controller(lessons, **{"steps": steps, **arguments})
-        spent = max(spent, time.process_time() - start)
+        spent[name] = time.process_time() - start
     moving = AttentionMass(reduce="moving")
     scorers = {
         "recency": kvpolicy.Recency(),
@@ -157,6 +195,7 @@ def measure(
     }
     most = max(recall)
     policies: dict[str, Policy | None] = {"`h2o`": kvpolicy.h2o(rows=rows)}
+    policies[f"accumulated attention, R = {most}"] = adore(AttentionMass(), rows, most)
     policies |= {f"moving average, R = {r}": adore(moving, rows, r) for r in (0, most)}
     policies |= {f"controller, R = {r}": adore(fitted["controller"], rows, r) for r in (0, *recall)}
     policies |= {
@@ -165,16 +204,17 @@ def measure(
     policies[f"controller, `Shared` by all layers, R = {most}"] = adore(Shared(fitted["controller"]), rows, most)
     policies["clairvoyant"] = None
     layers, length = tests[0].layers, max(test.prompt for test in tests)
-    return [
+    lines = [
         f"{len(lessons)} records to learn from and {len(tests)} to be tested on, of at most {length} prompt tokens; "
         f"{sum(test.steps for test in tests)} decode steps, {layers} layers, {rows} rows a head; {steps} training "
-        f"steps, {spent:.0f} s of CPU time at most.",
+        f"steps, {spent['controller']:.0f} s of CPU time.",
         "",
         *guesses(scorers, tests, rows),
         "",
         *replays(policies, tests, rows, console),
         "",
     ]
+    return lines, policies
 
 
 def main() -> None:
@@ -183,7 +223,10 @@ def main() -> None:
     options.add_argument("--keep", type=float, default=0.2, help="rows that stay, as a share of the prompt")
     options.add_argument("--recall", type=int, nargs="+", default=[2, 8], help="R, besides 0")
     options.add_argument("--steps", type=int, default=300, help="training steps")
-    options.add_argument("--pictures", type=int, default=8, help="pictures of each kind for the demo's model")
+    options.add_argument(
+        "--pictures", type=int, default=6, help="pictures of each kind to learn from, the demo's model"
+    )
+    options.add_argument("--images", type=int, default=240, help="questions to the demo's model")
     options.add_argument("--texts", type=int, default=4, help="texts for SmolLM2; the last one is the test")
     options.add_argument("--prompt", type=int, default=384, help="tokens of each text's prompt")
     options.add_argument("--new", type=int, default=48, help="decode steps after it")
@@ -191,18 +234,16 @@ def main() -> None:
     args = options.parse_args()
 
     console = Console(width=200)
-    pictures = list(RECORDS["demo_records"](args.pictures))
-    texts = list(RECORDS["smollm2_records"](args.texts, args.prompt, args.new))
-    kept = max(len(pictures) // 4, 1)  # for the test
-    page = []
-    for title, lessons, tests in (
-        ("The demo's model", pictures[:-kept], pictures[-kept:]),
-        ("SmolLM2-135M-Instruct", texts[:-1], texts[-1:]),
-    ):
-        page += [f"## {title}", "", *measure(lessons, tests, args.keep, args.recall, args.steps, console)]
+    texts = list(SIMULATE["smollm2_records"](args.texts, args.prompt, args.new))
+    settings = (args.keep, args.recall, args.steps, console)
+    lines, policies = measure(*picture_records(args.pictures), *settings)
+    page = ["## The demo's model", "", *lines]
+    page += [f"{args.images} questions, answered by the model itself:", "", *answers(policies, args.images), ""]
+    page += ["## SmolLM2-135M-Instruct", "", *measure(texts[:-1], texts[-1:], *settings)[0]]
     page.append(
-        f"Open loop: queries, keys and values of the full cache, each layer and step by itself; the first table evicts "
-        f"nothing. {platform.processor() or platform.machine()}, Python {platform.python_version()}, "
+        f"The first two tables of each model are open loop: queries, keys and values of the full cache, each layer and "
+        f"step by itself; the first one evicts nothing. "
+        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, "
         f"torch {torch.__version__}, transformers {transformers.__version__}; {date.today()}. "
         f"Made by `python scripts/measure_adore.py`."
     )

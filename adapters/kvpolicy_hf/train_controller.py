@@ -25,7 +25,7 @@ RATE = 0.02  # of Adam, brought down to zero along a cosine
 def train_controller(
     records: Iterable[Record | str | Path],
     *,
-    size: int = 8,
+    size: int = 16,
     steps: int = 300,
     seed: int = 0,
     rows: int | None = None,
@@ -45,7 +45,8 @@ def train_controller(
 
     Args:
         records: `kvpolicy_hf.simulate.record`'s, or their files; all of one model.
-        size: r, the numbers in a token's code.
+        size: r, the numbers in a token's code; each takes four bytes for every head of every row, on the device also
+            for rows in the archive.
         steps: training steps; 0 gives the controller that training starts from.
         seed: of the first weights and of the choice of tokens.
         rows: how many rows are wanted, or None.

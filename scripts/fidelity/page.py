@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "fidelity.md"
 NUMBERS = ROOT / "docs" / "results" / "fidelity.json"
 PARITY = ROOT / "tests" / "parity"
+WIDTH = 88  # of code, as `pretty` has it
 
 INTRODUCTION = """---
 hide: [navigation]
@@ -62,7 +64,7 @@ SECTION = """
 
 {summary}{source}
 
-**Formula.** {formula}
+**Formula:** {formula}
 
 **Composition.**
 
@@ -82,8 +84,9 @@ def render(stored: Mapping[str, Any]) -> str:
     """The page from what `NUMBERS` holds."""
     recipes = {name: find(name) for name in METHODS}
     names = sorted({name for recipe in recipes.values() for name in _names(repr(example(recipe)))})
-    imports = "from kvpolicy import (\n" + "".join(f"    {name},\n" for name in names) + ")"
-    page = INTRODUCTION.format(**stored["samples"], about=stored["about"], imports=imports)
+    imports = textwrap.fill(", ".join(names), WIDTH, initial_indent="    ", subsequent_indent="    ")
+    imports = f"from kvpolicy import (\n{imports},\n)"
+    page = _paragraphs(INTRODUCTION.format(**stored["samples"], about=stored["about"], imports=imports)) + "\n"
     page += "".join(_section(recipe, stored["numbers"].get(name, {})) for name, recipe in recipes.items())
     return "\n".join(line.rstrip() for line in page.splitlines()) + "\n"
 
@@ -114,7 +117,7 @@ def _section(recipe: Recipe, numbers: Mapping[str, float]) -> str:
         summary=recipe.summary,
         source=_source(recipe),
         formula=recipe.formula,
-        composition=pretty(example(recipe)),
+        composition=pretty(example(recipe)).replace("'", '"'),
         released=_line(method.RELEASED),
         chosen=_line(method.CHOSEN),
         measured=("\n\n" if measured.startswith("|") else "") + _paragraphs(measured),
@@ -135,9 +138,14 @@ def _line(text: str) -> str:
 
 
 def _paragraphs(text: str) -> str:
-    """Paragraphs on one line each, tables and lists as they are."""
-    parts = re.split(r"\n\n+", text)
-    return "\n\n".join(part if part.startswith(("|", "- ")) else _line(part) for part in parts)
+    """Each paragraph, and each entry of a list, on one line; tables and code as they are."""
+    parts = []
+    for part in re.split(r"\n\n+", text.strip()):
+        if part.startswith("- "):
+            parts.append("\n".join(_line(entry) for entry in re.split(r"\n(?=- )", part)))
+        else:
+            parts.append(part if part.startswith(("|", "---", "```")) else _line(part))
+    return "\n\n".join(parts)
 
 
 def _names(expression: str) -> set[str]:

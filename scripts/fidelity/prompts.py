@@ -48,7 +48,8 @@ class Table:
         values: float64 [L, H, T, D].
         kept: bool [L, H, T]; or [L, H, G, T] where query heads that share keys keep different rows.
         count: float64 [L, H, T] where attention weighs rows by it.
-        plans: the view, plan and step of each layer; empty where the policy left the prompt alone.
+        plans: the view, plan and step of each layer; empty where the policy left the prompt alone. A prompt that is cut
+            down moves to new storage, so a view shows the whole prompt still.
         report: the session's, where a policy made the table.
     """
 
@@ -163,7 +164,8 @@ class Prompt:
     def outputs(self, table: Table, *, shift: int = 0) -> Tensor:
         """The same from a compressed prompt and all decode rows, which stand ``shift`` positions further on."""
         queries, keys = self.all_queries[:, :, :, self.tokens :], self.all_keys[:, :, self.tokens :]
-        queries, keys = self.turn(queries, shift), self.turn(keys, shift)
+        if shift:
+            queries, keys = self.turn(queries, shift), self.turn(keys, shift)
         logits = self.scale * queries @ torch.cat([table.keys, keys], dim=2)[:, :, None].mT
         kept = table.kept if table.kept.ndim == 4 else table.kept[:, :, None]
         bias = torch.zeros(kept.shape, dtype=logits.dtype)

@@ -10,7 +10,7 @@ from kvpolicy import Uniform, WindowMass
 from ..prompts import Prompt, Samples, mean, overlap
 
 RELEASED = """
-None known to us.
+No code of the authors is known to us.
 """
 CHOSEN = """
 What of the paper is left open: how much a text query matters is what the last query pays to its row, mean over all

@@ -10,9 +10,9 @@ import kvpolicy
 from ..prompts import Prompt, Samples, Table, each_head, mean
 
 RELEASED = """
-It merges around sinks and a window of recent rows: the row that falls out of the window is added to the 32 after
-it, with the probability that its attention from the current query has beside the mean of theirs. Rows are not
-ranked.
+It merges around sinks and a window of recent rows. The row that falls out of the window is added to the 32 after
+it, by a draw: the probability is the attention that the current query pays to it, divided by the mean of what it
+pays to the rest of the window. Rows are not ranked.
 """
 CHOSEN = """
 Eviction as in H2O, with sinks, and the largest score of a kept row as the measure of a row that goes. The draws are
@@ -20,7 +20,7 @@ a hash of seed, layer and position. As published, values are added, 1/m to each 
 what it takes.
 """
 MEASURED = """
-At `keep={keep:g}`, after the prompt.
+At `keep={keep:g}`, after the prompt, with the same rows kept.
 
 | | evicted rows that merge | length of a kept value, mean | largest | output error |
 |---|---|---|---|---|

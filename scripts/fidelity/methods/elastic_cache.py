@@ -22,6 +22,8 @@ last row; in the released code too, though the paper does not say so. The paper'
 goes.
 """
 MEASURED = """
+Pruned is the share that goes, `1 - keep`.
+
 | pruned | kept rows that are true top rows | by chance | first row folds into another, share of layers | output \
 error, ours | released | ours, rows dropped | released rows, dropped |
 |---|---|---|---|---|---|---|---|
@@ -38,7 +40,7 @@ which on this model costs more than dropping, the error hides the choice; with d
 - Of the rows that the released code merges, {stays_1:.0%} are rows that stay (pruned by {pruned_1:.0%}).
 - Where the budget is a whole number, pruned by {pruned_1:.0%}, it keeps {short_1:.0f} row too few.
 - Positions that go on from the compressed length take the output error of our own table from {ours_2:.3f} to
-  {compressed:.3f} (pruned by {pruned_2:.0%}).
+  {compressed_2:.3f} (pruned by {pruned_2:.0%}).
 - Pruned by {pruned_2:.0%}, the fixed point is negative for every prompt of up to {negative:.0f} tokens; it is
   {point:.0f} for the demo's prompts of {prompt:.0f} tokens. Where it is `-1`, {before:.0f} rows become {after:.0f}
   in one step.
@@ -54,7 +56,6 @@ def measure(samples: Samples) -> dict[str, float]:
         parts = [_compare(prompt, pruned) for prompt in samples.texts]
         numbers |= {f"{name}_{place}": mean(part[name] for part in parts) for name in parts[0]}
     keep = 1 - PRUNED[-1]
-    numbers["compressed"] = mean(_positions_go_on(prompt, keep) for prompt in samples.texts)
     numbers["prompt"] = samples.pictures[0].tokens
     numbers["point"] = _fixed_point(samples.pictures[0].tokens, keep)
     numbers["negative"] = max(tokens for tokens in range(1000) if _fixed_point(tokens, keep) < 0)
@@ -84,6 +85,7 @@ def _compare(prompt: Prompt, pruned: float) -> dict[str, float | Tensor]:
         "ours": mean(prompt.error(ours)),
         "released": mean(prompt.error(released)),
         "evict": mean(prompt.error(prompt.evicted(ours.kept))),
+        "compressed": mean(prompt.error(ours, shift=round(keep * tokens) - tokens)),
         "released_evict": mean(prompt.error(prompt.evicted(released.kept))),
     }
 
@@ -100,9 +102,3 @@ def _released(prompt: Prompt, stays: Tensor) -> Table:
             data.index_add_(1, into, whole[:, sources])
             data.div_(1 + torch.bincount(into, minlength=prompt.tokens)[:, None])
     return Table(keys, values, kept[:, None].expand(keys.shape[:3]))
-
-
-def _positions_go_on(prompt: Prompt, keep: float) -> float:
-    """The output error of our table where the next token stands behind the rows that are left."""
-    table = prompt.after(kvpolicy.elastic_cache(keep=keep))
-    return mean(prompt.error(table, shift=round(keep * prompt.tokens) - prompt.tokens))

@@ -6,7 +6,7 @@ from kvpolicy_hf.simulate import replay
 from ..prompts import Samples
 
 RELEASED = "There is none: it is the plain cache."
-CHOSEN = "Nothing."
+CHOSEN = "There is nothing to choose."
 MEASURED = """
 Attention over this cache against attention over all tokens, both in float64: the largest output error of any layer
 and decode step is {error:.0g}.

@@ -12,10 +12,10 @@ CHOSEN = """
 The formula in every layer, at every step. The norm is the same before and after the rotary embedding.
 """
 MEASURED = """
-At `keep={keep:g}`, against what the next {steps:.0f} queries attend to in truth: it keeps {found:.0%} of as many
-rows with the most attention ({chance:.0%} by chance), and {mass:.0%} of the attention on the prompt. The first row
-stays in {sink:.0%} of the heads. Output error {error:.3f}; {early:.3f} in the first two layers, which the released
-code may leave out.
+At `keep={keep:g}`, against what the next {steps:.0f} queries attend to in truth. Of the rows with the most
+attention it keeps {found:.0%} ({chance:.0%} by chance); all its rows together have {mass:.0%} of the attention on
+the prompt. The first row stays in {sink:.0%} of the heads. Output error {error:.3f}; {early:.3f} in the first two
+layers, which the released code may leave out.
 """
 
 KEEP = 0.2

@@ -13,9 +13,9 @@ The anchor is the mean over the rows that are still in the table, at every step;
 rotary embedding.
 """
 MEASURED = """
-At `keep={keep:g}`, against what the next {steps:.0f} queries attend to in truth: it keeps {found:.0%} of as many
-rows with the most attention ({chance:.0%} by chance), and {mass:.0%} of the attention on the prompt. The first row
-stays in {sink:.0%} of the heads. Output error {error:.3f}.
+At `keep={keep:g}`, against what the next {steps:.0f} queries attend to in truth. Of the rows with the most
+attention it keeps {found:.0%} ({chance:.0%} by chance); all its rows together have {mass:.0%} of the attention on
+the prompt. The first row stays in {sink:.0%} of the heads. Output error {error:.3f}.
 """
 
 

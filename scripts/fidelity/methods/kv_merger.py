@@ -17,6 +17,8 @@ is the mean distance to the pivot in the run, or a given number. To meet a budge
 given `epsilon` takes the size that the keys give, as in the paper.
 """
 MEASURED = """
+On {layers:.0f} of the layers.
+
 | output error at `keep=` | {keep_0:g} | {keep_1:g} |
 |---|---|---|
 | mean, with counts (default) | {counted_0:.3f} | {counted_1:.3f} |
@@ -28,13 +30,13 @@ only the share of attention that one row attracts reaches them. With the paper's
 the budget that sets the protected rows, {size:.0%} of the rows are left.
 """
 
-KEEP = (0.5, 0.2)
+KEEP, LAYERS = (0.5, 0.2), 10
 
 
 def measure(samples: Samples) -> dict[str, float]:
-    parts = [_measure(prompt) for prompt in samples.texts]
+    parts = [_measure(prompt.some_layers(LAYERS)) for prompt in samples.texts]
     numbers = {name: mean(part[name] for part in parts) for name in parts[0]}
-    return numbers | {"longest": max(part["longest"] for part in parts)}
+    return numbers | {"longest": max(part["longest"] for part in parts), "layers": LAYERS}
 
 
 def _measure(prompt: Prompt) -> dict[str, float]:

@@ -12,8 +12,8 @@ from ..prompts import Prompt, Samples, mean
 
 RELEASED = """
 To let only image rows go, it subtracts 65,516 from their scores, in the model's precision. In float16 neighbouring
-numbers of that size are 32 apart, so that the scores of image rows become equal and the choice among them is left
-to the sort. Its weighted merge leaves out rows of less than average similarity.
+numbers of that size are 32 apart: scores below 16 leave no trace, and the choice among such rows is left to the
+sort. Its weighted merge leaves out rows of less than average similarity.
 """
 CHOSEN = """
 Text and recent rows are protected and the scores are left alone. All three merges of the paper; in the weighted one

@@ -13,9 +13,9 @@ A hash of seed, layer and position, so that a run can be repeated and a row's nu
 any time is a uniform sample of what was seen.
 """
 MEASURED = """
-At `keep={keep:g}`, mean over {seeds:.0f} seeds, against what the next {steps:.0f} queries attend to in truth: it
-keeps {found:.0%} of as many rows with the most attention ({chance:.0%} by chance), and {mass:.0%} of the attention
-on the prompt. The first row stays in {sink:.0%} of the heads. Output error {error:.3f}.
+At `keep={keep:g}`, mean over {seeds:.0f} seeds, against what the next {steps:.0f} queries attend to in truth. Of
+the rows with the most attention it keeps {found:.0%} ({chance:.0%} by chance); all its rows together have
+{mass:.0%} of the attention on the prompt. The first row stays in {sink:.0%} of the heads. Output error {error:.3f}.
 """
 
 SEEDS = 4

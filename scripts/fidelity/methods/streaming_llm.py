@@ -7,8 +7,8 @@ import kvpolicy
 from ..prompts import Prompt, Samples, Table, mean, relative
 
 RELEASED = """
-None known to us. As in the paper, it caches keys before the rotary embedding and turns each to its slot in the
-cache.
+No difference known to us. As in the paper, it caches keys before the rotary embedding and turns each to its slot in
+the cache.
 """
 CHOSEN = """
 Rows keep the positions where they arrived, as under every other recipe; `positions="slots"` re-indexes as the paper

@@ -7,7 +7,8 @@ import kvpolicy
 from ..prompts import Prompt, Samples, best, mean, overlap
 
 RELEASED = """
-None known to us: the rows that the last query attends to most, by the mean over the heads, one set for a layer.
+No difference known to us: it keeps the rows that the last query attends to most, by the mean over the heads, one
+set for a layer.
 """
 CHOSEN = """
 As in the paper, nothing is protected: neither the first row nor the newest.

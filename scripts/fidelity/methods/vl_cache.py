@@ -8,7 +8,7 @@ from kvpolicy import AttentionMass, Uniform
 from ..prompts import Prompt, Samples, mean, overlap
 
 RELEASED = """
-None known to us.
+No code of the authors is known to us.
 """
 CHOSEN = """
 What of the paper is left open: the share of strong entries is counted over all entries that the queries after the
