@@ -188,7 +188,7 @@ def measure(
     moving = AttentionMass(reduce="moving")
     scorers = {
         "recency": kvpolicy.Recency(),
-        "accumulated attention (`h2o`)": AttentionMass(),
+        "accumulated attention (the score of `h2o`)": AttentionMass(),
         "moving average of attention": moving,
         "attention of the last query": kvpolicy.WindowMass(window=1, keep_window=False),
         **fitted,

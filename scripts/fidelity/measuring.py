@@ -23,6 +23,7 @@ DIGITS = 6
 
 def measure(only: Iterable[str], console: Console) -> None:
     """Measure these methods, all if none is named, and write `NUMBERS`; what is not measured stays as it is."""
+    torch.set_num_threads(1)  # layer by layer the work is small: more threads only wait for each other
     known: dict[str, Any] = stored()["numbers"] if NUMBERS.is_file() else {}
     with console.status("recording prompts"):
         samples = Samples.load()

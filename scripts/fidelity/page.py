@@ -31,8 +31,8 @@ The recipes are written from the papers. This page says, method by method, what 
 here, where the code that its authors released does something else, what that difference does on real prompts, and what
 we chose where the paper leaves a choice.
 
-Every recipe with a formula is tested against a brute-force reference: loops over the formula in float64 that share no
-code with the package. Each section names its test in `tests/parity`.
+{tested} tested against a brute-force reference: loops over the formula in float64 that share no code with the package.
+Each section names its test in `tests/parity`.
 
 ## How it was measured
 
@@ -86,7 +86,10 @@ def render(stored: Mapping[str, Any]) -> str:
     names = sorted({name for recipe in recipes.values() for name in _names(repr(example(recipe)))})
     imports = textwrap.fill(", ".join(names), WIDTH, initial_indent="    ", subsequent_indent="    ")
     imports = f"from kvpolicy import (\n{imports},\n)"
-    page = _paragraphs(INTRODUCTION.format(**stored["samples"], about=stored["about"], imports=imports)) + "\n"
+    page = (
+        _paragraphs(INTRODUCTION.format(**stored["samples"], about=stored["about"], imports=imports, tested=_tested()))
+        + "\n"
+    )
     page += "".join(_section(recipe, stored["numbers"].get(name, {})) for name, recipe in recipes.items())
     return "\n".join(line.rstrip() for line in page.splitlines()) + "\n"
 
@@ -106,6 +109,12 @@ def parity_test(recipe: str) -> Path | None:
     """The test against the reference, if there is one."""
     path = PARITY / f"test_{recipe}.py"
     return path if path.is_file() else None
+
+
+def _tested() -> str:
+    """Which recipes have a parity test, as the beginning of a sentence."""
+    without = [f"`{name}`" for name in METHODS if parity_test(name) is None]
+    return f"All recipes but {' and '.join(without)} are" if without else "Every recipe is"
 
 
 def _section(recipe: Recipe, numbers: Mapping[str, float]) -> str:

@@ -6,7 +6,7 @@ Shapes: L layers, H key/value heads, G query heads per key/value head, T prompt 
 from __future__ import annotations
 
 import runpy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,8 @@ from kvpolicy_hf.simulate.replay import feed, open_session
 from kvpolicy_hf.simulate.rotary import rotation
 
 SIMULATE = Path(__file__).parents[1] / "simulate_all.py"
-TEXTS, TOKENS, STEPS = 2, 512, 32
-PICTURES = 4  # of each kind
+TEXTS, TOKENS, STEPS = 4, 512, 64
+PICTURES = 8  # of each kind
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,15 @@ def mean(numbers: Tensor | Iterable[float | Tensor]) -> float:
     if not isinstance(numbers, Tensor):
         numbers = torch.tensor([float(number) for number in numbers])
     return float(numbers.double().mean())
+
+
+def gathered(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The means of several measurements; the smallest of what ends in ``least``, the largest of ``most``."""
+    numbers = {}
+    for name in parts[0]:
+        of = {"least": min, "most": max}.get(name.rpartition("_")[2], mean)
+        numbers[name] = float(of([part[name] for part in parts]))
+    return numbers
 
 
 def each_head(*data: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -4,7 +4,7 @@ import torch
 
 import kvpolicy
 
-from ..prompts import Prompt, Samples, best, mean
+from ..prompts import Prompt, Samples, best, gathered, mean
 from .snapkv import KEEP, WINDOW, plain, pool
 
 RELEASED = """
@@ -16,18 +16,17 @@ Integers with the exact total `H * k`; the window counts among the rows of a hea
 another, so that memory follows the rows (decision [0012](decisions/0012-ragged-storage.md)).
 """
 MEASURED = """
-At `keep={keep:g}` the heads of a layer hold between {least:.0%} and {most:.0%} of the average, mean over layers.
-Rows for keys and values after the prompt: {ragged:,.0f} ragged, {padded:,.0f} where every head is padded to the
-longest of its layer ({ratio:.2f} times). Rounding each head by itself misses the total in {missed:.0%} of the
-layers, by {off:.0f} at most. Output error {ours:.3f}; SnapKV with the same rows {uniform:.3f}.
+At `keep={keep:g}` the heads of a layer hold between {low:.0%} and {high:.0%} of the average, mean over layers. Rows
+for keys and values after the prompt: {ragged:,.0f} ragged, {padded:,.0f} where every head is padded to the longest
+of its layer ({ratio:.2f} times). Rounding each head by itself misses the total in {missed:.0%} of the layers, by
+{off_most:.0f} at most. Output error {ours:.3f}; SnapKV with the same rows {uniform:.3f}.
 """
 
 FLOOR = 0.2
 
 
 def measure(samples: Samples) -> dict[str, float]:
-    parts = [_measure(prompt) for prompt in samples.texts]
-    return {name: mean(part[name] for part in parts) for name in parts[0]}
+    return gathered([_measure(prompt) for prompt in samples.texts])
 
 
 def _measure(prompt: Prompt) -> dict[str, float]:
@@ -40,13 +39,13 @@ def _measure(prompt: Prompt) -> dict[str, float]:
     rounded = torch.round((1 - FLOOR) * counts + int(FLOOR * rest)).sum(1)
     return {
         "keep": KEEP,
-        "least": mean(rows.amin(1)) / budget,
-        "most": mean(rows.amax(1)) / budget,
+        "low": mean(rows.amin(1)) / budget,
+        "high": mean(rows.amax(1)) / budget,
         "ragged": float(rows.sum()),
         "padded": float(padded.sum()),
         "ratio": float(padded.sum() / rows.sum()),
         "missed": mean((rounded != rest * rows.shape[1]).double()),
-        "off": float((rounded - rest * rows.shape[1]).abs().max()),
+        "off_most": float((rounded - rest * rows.shape[1]).abs().max()),
         "ours": mean(prompt.error(table)),
         "uniform": mean(prompt.error(uniform)),
     }

@@ -23,7 +23,7 @@ rows of a head return at each step; attention kept {recalled:.1%} with recall an
 error {recalled_error:.3f} and {released_error:.3f}.
 """
 
-KEEP, LAYERS = 0.2, 4
+KEEP, LAYERS = 0.2, 10
 
 
 def measure(samples: Samples) -> dict[str, float]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import kvpolicy
 
-from ..prompts import Prompt, Samples, Table, each_head, mean
+from ..prompts import Prompt, Samples, Table, each_head, gathered, mean
 
 RELEASED = """
 It merges around sinks and a window of recent rows. The row that falls out of the window is added to the 32 after
@@ -25,8 +25,8 @@ At `keep={keep:g}`, after the prompt, with the same rows kept.
 | | evicted rows that merge | length of a kept value, mean | largest | output error |
 |---|---|---|---|---|
 | rows are dropped | | | | {evict:.3f} |
-| ours: beside the largest | {drawn:.1%} | {growth:.2f} | {largest:.2f} | {ours:.3f} |
-| beside the mean, as released | {released_drawn:.1%} | {released_growth:.2f} | {released_largest:.2f} | \
+| ours: beside the largest | {drawn:.1%} | {growth:.2f} | {growth_most:.2f} | {ours:.3f} |
+| beside the mean, as released | {released_drawn:.1%} | {released_growth:.2f} | {released_growth_most:.2f} | \
 {released:.3f} |
 """
 
@@ -34,8 +34,7 @@ KEEP, SINKS, COUNT, SEED = 0.2, 4, 32, 0
 
 
 def measure(samples: Samples) -> dict[str, float]:
-    parts = [_measure(prompt) for prompt in samples.texts]
-    return {name: mean(part[name] for part in parts) for name in parts[0]} | {"keep": KEEP}
+    return gathered([_measure(prompt) for prompt in samples.texts]) | {"keep": KEEP}
 
 
 def _measure(prompt: Prompt) -> dict[str, float]:
@@ -52,8 +51,8 @@ def _measure(prompt: Prompt) -> dict[str, float]:
         "ours": mean(prompt.error(ours)),
         "released_drawn": drawn,
         "released": mean(prompt.error(released)),
-        **dict(zip(("growth", "largest"), _growth(ours, evict), strict=True)),
-        **dict(zip(("released_growth", "released_largest"), _growth(released, evict), strict=True)),
+        **dict(zip(("growth", "growth_most"), _growth(ours, evict), strict=True)),
+        **dict(zip(("released_growth", "released_growth_most"), _growth(released, evict), strict=True)),
     }
 
 

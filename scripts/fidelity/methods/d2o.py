@@ -7,7 +7,7 @@ from torch import Tensor
 import kvpolicy
 from kvpolicy import AttentionMass, EMAGate, Fold, KeepRatio, MostSimilar, Pipeline, Policy, SimilaritySoftmax, TopK
 
-from ..prompts import Prompt, Samples, Table, each_head, mean
+from ..prompts import Prompt, Samples, Table, each_head, gathered, mean
 from .look_m import sums_of_weights
 
 RELEASED = """
@@ -41,10 +41,8 @@ KEEP, FIRST, RECENT = 0.2, 4, 0.5
 
 def measure(samples: Samples) -> dict[str, float]:
     parts = [_measure(prompt) for prompt in samples.texts]
-    numbers = {name: mean(part[name] for part in parts) for name in parts[0]}
+    numbers = gathered(parts)
     gates = [torch.cat([plan.registers["gate"] for _, plan, _ in _alone(prompt).plans]) for prompt in samples.texts[:2]]
-    numbers["weights_least"] = min(part["weights_least"] for part in parts)
-    numbers["weights_most"] = max(part["weights_most"] for part in parts)
     return numbers | {"keep": KEEP, "carried": mean((gates[0] - gates[1]).abs() / 2)}
 
 

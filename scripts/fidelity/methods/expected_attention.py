@@ -5,7 +5,7 @@ from torch import Tensor
 
 import kvpolicy
 
-from ..prompts import Prompt, Samples, best, mean, overlap
+from ..prompts import Prompt, Samples, best, gathered, overlap
 from .k_norm import KEEP, foresight
 from .snapkv import plain
 
@@ -34,8 +34,7 @@ SINKS, FUTURE = 4, 512
 
 
 def measure(samples: Samples) -> dict[str, float]:
-    parts = [_measure(prompt) for prompt in samples.texts]
-    return {name: mean(part[name] for part in parts) for name in parts[0]}
+    return gathered([_measure(prompt) for prompt in samples.texts])
 
 
 def _measure(prompt: Prompt) -> dict[str, float]:

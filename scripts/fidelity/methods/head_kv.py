@@ -4,7 +4,7 @@ import torch
 
 import kvpolicy
 
-from ..prompts import Prompt, Samples, mean
+from ..prompts import Prompt, Samples, gathered, mean
 from .snapkv import KEEP, WINDOW, plain
 
 RELEASED = """
@@ -24,8 +24,7 @@ all, as many as SnapKV keeps; output error {ours:.3f}, SnapKV {uniform:.3f}. Rou
 
 
 def measure(samples: Samples) -> dict[str, float]:
-    parts = [_measure(prompt) for prompt in samples.texts]
-    return {name: mean(part[name] for part in parts) for name in parts[0]}
+    return gathered([_measure(prompt) for prompt in samples.texts])
 
 
 def _measure(prompt: Prompt) -> dict[str, float]:

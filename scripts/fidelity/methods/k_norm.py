@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import kvpolicy
 
-from ..prompts import Prompt, Samples, Table, best, mean, overlap
+from ..prompts import Prompt, Samples, Table, best, gathered, mean, overlap
 
 RELEASED = """
 The number of rows is rounded up, rows are dropped only once there are more than a given number, and layers can be
@@ -26,7 +26,7 @@ def measure(samples: Samples) -> dict[str, float]:
     for prompt in samples.texts:
         table = prompt.after(kvpolicy.k_norm(keep=KEEP))
         parts.append(foresight(prompt, table) | {"early": mean(prompt.error(table)[:2])})
-    return {name: mean(part[name] for part in parts) for name in parts[0]}
+    return gathered(parts)
 
 
 def foresight(prompt: Prompt, table: Table) -> dict[str, float]:

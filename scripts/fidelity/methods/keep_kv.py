@@ -9,7 +9,7 @@ import kvpolicy
 from kvpolicy import CacheView, Fold, MostSimilar, Plan, Step, ZeroPerturbation
 from kvpolicy_hf.simulate.attention import output, shares
 
-from ..prompts import Prompt, Samples, mean
+from ..prompts import Prompt, Samples, gathered, mean
 
 RELEASED = """
 Weights come from the attention of several recent queries instead of the last one, with which later steps are
@@ -21,10 +21,9 @@ would change the key beyond recognition and is left out; the output of the step 
 predicted. Attention counts votes (`count_bias=True`).
 """
 MEASURED = """
-On {layers:.0f} of the layers, at `keep={keep:g}`: {folds:.0%} of the rows that go are similar enough to merge. The
-factor is outside [1/2, 2] for {outside:.1%} of the merged rows, and negative for {negative:.1%}. How much the
-output of the current step changes by the merge alone, mean over layers, against the table with the rows that are
-about to merge:
+At `keep={keep:g}`: {folds:.0%} of the rows that go are similar enough to merge. The factor is outside [1/2, 2] for
+{outside:.1%} of the merged rows, and negative for {negative:.1%}. How much the output of the current step changes
+by the merge alone, mean over layers, against the table with the rows that are about to merge:
 
 | | for the mean query of a group | for its {groups:.0f} query heads |
 |---|---|---|
@@ -38,12 +37,11 @@ in this model, no factor is right for all of them, and one far from 1 is wrong f
 next {steps:.0f} steps: ours {ours:.3f}, without a factor {plain:.3f}, rows dropped instead of merged {evict:.3f}.
 """
 
-KEEP, THRESHOLD, LAYERS = 0.2, 0.8, 10
+KEEP, THRESHOLD = 0.2, 0.8
 
 
 def measure(samples: Samples) -> dict[str, float]:
-    parts = [_measure(prompt.some_layers(LAYERS)) for prompt in samples.texts]
-    return {name: mean(part[name] for part in parts) for name in parts[0]} | {"keep": KEEP}
+    return gathered([_measure(prompt) for prompt in samples.texts]) | {"keep": KEEP}
 
 
 def _measure(prompt: Prompt) -> dict[str, float]:
@@ -53,7 +51,6 @@ def _measure(prompt: Prompt) -> dict[str, float]:
     ours = prompt.after(policy)
     plain = prompt.after(replace(policy, prefill=replace(policy.prefill, merge=merge)))
     numbers: dict[str, float] = {
-        "layers": prompt.layers,
         "groups": prompt.heads[1],
         "steps": prompt.record.steps,
         "ours": mean(prompt.error(ours)),

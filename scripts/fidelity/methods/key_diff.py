@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import kvpolicy
 
-from ..prompts import Samples, mean
+from ..prompts import Samples, gathered
 from .k_norm import KEEP, foresight
 
 RELEASED = """
@@ -21,4 +21,4 @@ the prompt. The first row stays in {sink:.0%} of the heads. Output error {error:
 
 def measure(samples: Samples) -> dict[str, float]:
     parts = [foresight(prompt, prompt.after(kvpolicy.key_diff(keep=KEEP))) for prompt in samples.texts]
-    return {name: mean(part[name] for part in parts) for name in parts[0]}
+    return gathered(parts)

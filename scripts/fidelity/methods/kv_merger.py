@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import kvpolicy
 
-from ..prompts import Prompt, Samples, mean
+from ..prompts import Prompt, Samples, gathered, mean
 
 RELEASED = """
 No official code. As printed, a merged value is the number of merged rows times their weighted mean, and the width
@@ -17,26 +17,22 @@ is the mean distance to the pivot in the run, or a given number. To meet a budge
 given `epsilon` takes the size that the keys give, as in the paper.
 """
 MEASURED = """
-On {layers:.0f} of the layers.
-
 | output error at `keep=` | {keep_0:g} | {keep_1:g} |
 |---|---|---|
 | mean, with counts (default) | {counted_0:.3f} | {counted_1:.3f} |
 | mean, without counts | {mean_0:.3f} | {mean_1:.3f} |
 | as printed | {scaled_0:.3f} | {scaled_1:.3f} |
 
-As printed, values grow with their run ({run:.1f} rows on average at `keep={keep_1:g}`, {longest:.0f} at most), but
+As printed, values grow with their run ({run:.1f} rows on average at `keep={keep_1:g}`, {run_most:.0f} at most), but
 only the share of attention that one row attracts reaches them. With the paper's `epsilon=0.75` and {keep_1:.0%} as
 the budget that sets the protected rows, {size:.0%} of the rows are left.
 """
 
-KEEP, LAYERS = (0.5, 0.2), 10
+KEEP = (0.5, 0.2)
 
 
 def measure(samples: Samples) -> dict[str, float]:
-    parts = [_measure(prompt.some_layers(LAYERS)) for prompt in samples.texts]
-    numbers = {name: mean(part[name] for part in parts) for name in parts[0]}
-    return numbers | {"longest": max(part["longest"] for part in parts), "layers": LAYERS}
+    return gathered([_measure(prompt) for prompt in samples.texts])
 
 
 def _measure(prompt: Prompt) -> dict[str, float]:
@@ -53,4 +49,4 @@ def _measure(prompt: Prompt) -> dict[str, float]:
     assert counted.count is not None
     runs = counted.count[counted.kept & (counted.count > 1)]
     size = prompt.after(kvpolicy.kv_merger(keep=KEEP[-1], epsilon=0.75)).rows
-    return numbers | {"run": mean(runs), "longest": float(runs.max()), "size": mean(size / prompt.tokens)}
+    return numbers | {"run": mean(runs), "run_most": float(runs.max()), "size": mean(size / prompt.tokens)}

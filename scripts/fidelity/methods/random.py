@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import kvpolicy
 
-from ..prompts import Samples, mean
+from ..prompts import Samples, gathered
 from .k_norm import KEEP, foresight
 
 RELEASED = """
@@ -27,4 +27,4 @@ def measure(samples: Samples) -> dict[str, float]:
         for prompt in samples.texts
         for seed in range(SEEDS)
     ]
-    return {name: mean(part[name] for part in parts) for name in parts[0]} | {"seeds": SEEDS}
+    return gathered(parts) | {"seeds": SEEDS}

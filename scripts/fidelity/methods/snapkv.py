@@ -8,7 +8,7 @@ from torch import Tensor
 
 import kvpolicy
 
-from ..prompts import Prompt, Samples, Table, best, mean, overlap
+from ..prompts import Prompt, Samples, Table, best, gathered, mean, overlap
 
 RELEASED = """
 Its pooling pads the scores with zeros and counts them, so that the scores of the first rows, and of the last ones
@@ -32,8 +32,7 @@ KEEP, WINDOW, KERNEL = 0.2, 32, 7
 
 
 def measure(samples: Samples) -> dict[str, float]:
-    parts = [_measure(prompt) for prompt in samples.texts]
-    return {name: mean(part[name] for part in parts) for name in parts[0]}
+    return gathered([_measure(prompt) for prompt in samples.texts])
 
 
 @cache

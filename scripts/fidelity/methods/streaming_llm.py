@@ -4,7 +4,7 @@ import torch
 
 import kvpolicy
 
-from ..prompts import Prompt, Samples, Table, mean, relative
+from ..prompts import Prompt, Samples, Table, gathered, mean, relative
 
 RELEASED = """
 No difference known to us. As in the paper, it caches keys before the rotary embedding and turns each to its slot in
@@ -24,18 +24,15 @@ At `keep={keep:g}` the sinks stand {gap:.0f} positions nearer to the query in sl
 | original positions | {sinks_original:.1%} | {error_original:.3f} |
 | slots | {sinks_slots:.1%} | {error_slots:.3f} |
 
-The outputs of the two differ by {change:.3f} on average and by {largest:.2f} at most, relative to the output with
-the full cache, in one layer at one step.
+The outputs of the two differ by {change:.3f} on average and by {change_most:.2f} at most, relative to the output
+with the full cache, in one layer at one step.
 """
 
 KEEP, SINKS = 0.2, 4
 
 
 def measure(samples: Samples) -> dict[str, float]:
-    parts = [_measure(prompt) for prompt in samples.texts]
-    return {name: mean(part[name] for part in parts) for name in parts[0]} | {
-        "largest": max(part["largest"] for part in parts)
-    }
+    return gathered([_measure(prompt) for prompt in samples.texts])
 
 
 def _measure(prompt: Prompt) -> dict[str, float]:
@@ -54,7 +51,7 @@ def _measure(prompt: Prompt) -> dict[str, float]:
         "error_original": mean(prompt.error(table)),
         "error_slots": mean(prompt.error(slots)),
         "change": mean(change),
-        "largest": float(change.max()),
+        "change_most": float(change.max()),
     }
 
 

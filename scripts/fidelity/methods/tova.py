@@ -4,7 +4,7 @@ import torch
 
 import kvpolicy
 
-from ..prompts import Prompt, Samples, best, mean, overlap
+from ..prompts import Prompt, Samples, best, gathered, mean, overlap
 
 RELEASED = """
 No difference known to us: it keeps the rows that the last query attends to most, by the mean over the heads, one
@@ -23,8 +23,7 @@ KEEP = 0.2
 
 
 def measure(samples: Samples) -> dict[str, float]:
-    parts = [_measure(prompt) for prompt in samples.texts]
-    return {name: mean(part[name] for part in parts) for name in parts[0]}
+    return gathered([_measure(prompt) for prompt in samples.texts])
 
 
 def _measure(prompt: Prompt) -> dict[str, float]:

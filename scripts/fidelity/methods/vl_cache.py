@@ -5,7 +5,7 @@ from dataclasses import replace
 import kvpolicy
 from kvpolicy import AttentionMass, Uniform
 
-from ..prompts import Prompt, Samples, mean, overlap
+from ..prompts import Prompt, Samples, gathered, mean, overlap
 
 RELEASED = """
 No code of the authors is known to us.
@@ -25,9 +25,7 @@ KEEP = 0.5
 
 
 def measure(samples: Samples) -> dict[str, float]:
-    parts = [_measure(prompt) for prompt in samples.pictures]
-    numbers = {name: mean(part[name] for part in parts) for name in parts[0]}
-    return numbers | {"least": min(one["least"] for one in parts), "most": max(one["most"] for one in parts)}
+    return gathered([_measure(prompt) for prompt in samples.pictures])
 
 
 def _measure(prompt: Prompt) -> dict[str, float]:

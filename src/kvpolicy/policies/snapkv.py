@@ -22,9 +22,8 @@ def snapkv(
 ) -> Policy:
     """Keep the rows that the last queries of the prompt attend to, with their neighbours, and that window itself.
 
-    Formula: ``s[h, j] = pool over |j' - j| <= kernel // 2 of the sum over the last ``window`` queries i of A[h, i,
-    j']``, mean over the query heads that share a key/value head before pooling; the window's own rows come first.
-    Prompt only.
+    Formula: ``s[h, j] = pool over |j' - j| <= kernel // 2 of the sum over the last w queries i of A[h, i, j']``, mean
+    over the query heads that share a key/value head before pooling; the window's own w rows come first. Prompt only.
 
     Source: Li et al., "SnapKV: LLM Knows What You are Looking for Before Generation", NeurIPS 2024, arXiv 2404.14469,
     section 4.
