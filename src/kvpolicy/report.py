@@ -21,7 +21,7 @@ class LayerReport:
         capacity: physical rows per head, on average.
         evicted: rows dropped so far, summed over batch rows and heads.
         merged: rows folded into another so far, likewise.
-        recalled: rows that came back from the archive so far, likewise; they do not count as evicted.
+        recalled: rows that came back from the archive so far, likewise, also those that left again at once.
         exceeded: rows held above the budget at the last plan because they are protected, likewise.
         kv_bytes: storage of keys and values.
         full_kv_bytes: what keys and values of every token seen (padding included) would take.

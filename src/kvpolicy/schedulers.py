@@ -72,7 +72,8 @@ class MemoryBudget(Scheduler, Bounded):
     """Hold as many rows as fit in a number of bytes, for the keys and values of the whole request.
 
     One row per layer and head is set aside for the token that arrives before another is evicted, so that the storage
-    itself stays within the bytes.
+    itself stays within the bytes. Where heads hold nearly, but not quite, the same number of rows, it may pad them to
+    the fullest, by less than a seventh.
 
     Args:
         memory: bytes, as an int or as text: ``"64MiB"``, ``"0.5 GB"``.
