@@ -31,6 +31,7 @@ from ._protocols import (
     Weigher,
     Windowed,
 )
+from ._serial import from_json, from_toml, to_json, to_toml
 from ._session import Listener, Pass, Session
 from ._text import from_text
 from ._types import (
@@ -249,7 +250,9 @@ __all__ = [
     "elastic_cache",
     "expected_attention",
     "format_bytes",
+    "from_json",
     "from_text",
+    "from_toml",
     "full",
     "h2o",
     "head_kv",
@@ -267,6 +270,8 @@ __all__ = [
     "selectors",
     "snapkv",
     "streaming_llm",
+    "to_json",
+    "to_toml",
     "tova",
     "vl_cache",
 ]

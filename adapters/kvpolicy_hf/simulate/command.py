@@ -53,7 +53,7 @@ def simulate(
         ),
     ] = None,
     keep: Annotated[float, typer.Option(help="Share of the cache that each policy may keep, in (0, 1].")] = 0.2,
-    seed: Annotated[int, typer.Option(help="With --record: draws the picture and the question.")] = 0,
+    seed: Annotated[int, typer.Option(help="With --record: draws the picture and the question.", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="Where to write the plot.", dir_okay=False)] = Path("kvpolicy-simulate.png"),
 ) -> None:
     r"""Replay a recorded request under any policy: attention kept, rows found, output error.
@@ -69,8 +69,8 @@ def simulate(
     """
     if (path is None) == (record is None):
         raise typer.BadParameter("give either a RECORD to replay, or --record FILE to make one.")
-    if not out.resolve().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {str(out.parent)!r} to write the plot to.")
+    if not _is_folder(out.parent):
+        raise typer.BadParameter(f"there is no folder {str(out.parent)!r} to write the plot to.", param_hint="--out")
     chosen = choose(policies, keep)
     console = Console()
     file = path or record
@@ -85,12 +85,27 @@ def simulate(
         f"{data.model}: {data.prompt} prompt tokens, {data.steps} decode steps, {data.layers} layers; "
         f"each policy may keep {keep:.0%}"
     )
-    console.print(Text.assemble((str(file), "bold cyan"), f"  {about}\n"))
+    console.print(Text.assemble((_printable(file), "bold cyan"), f"  {about}\n"))
     console.print(summary_table(results))
     console.print(errors_table(results))
     console.print(Text(NOTE, style="dim"))
-    draw_plot("What a KV-cache policy keeps and loses", about, results, out)
-    console.print(Text.assemble("plot: ", (str(out), "bold cyan")))
+    try:
+        draw_plot("What a KV-cache policy keeps and loses", about, results, out)
+    except OSError as error:
+        raise typer.BadParameter(f"the plot cannot be written: {error}.", param_hint="--out") from error
+    console.print(Text.assemble("plot: ", (_printable(out), "bold cyan")))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that no folder can have
+        return False
+
+
+def _printable(path: Path) -> str:
+    """A file may have a name that is no UTF-8, which a terminal cannot show."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def record_demo(path: Path, seed: int) -> Record:

@@ -66,10 +66,10 @@ def _split(names: str) -> list[str]:
     text = f"[{names}]"
     try:
         node = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: brackets without end
         node = None
     if not isinstance(node, ast.List) or not node.elts:
         raise PolicyError(
-            f"policies {names!r} are no list of recipes or calls of them. Hint: 'h2o, elastic_cache(last=8)'."
+            f"policies {names[:200]!r} are no list of recipes or calls of them. Hint: 'h2o, elastic_cache(last=8)'."
         )
     return [ast.get_source_segment(text, part) or "" for part in node.elts]

@@ -22,6 +22,7 @@ MASS, RECALL, ERROR, BOUND = "#0072b2", "#56b4e9", "#d55e00", "#009e73"
 MAP = "Oranges"
 MIDDLE: dict[str, Any] = {"ha": "right", "va": "center"}
 LINE, EDGE, HEAD, FOOT, BAR, GUTTER, CELL, ROWS = 0.3, 0.35, 1.25, 0.6, 1.75, 0.3, 0.32, 0.55  # inches
+LONGEST, PIXELS = 60, 60_000  # characters of a policy's name; the most that a side of the picture may have
 
 
 def draw_plot(title: str, subtitle: str, results: Results, path: Path) -> None:
@@ -29,14 +30,15 @@ def draw_plot(title: str, subtitle: str, results: Results, path: Path) -> None:
     replays = {name: result for name, result in results.items() if isinstance(result, Replay)}
     names = sorted(replays, key=lambda name: float(replays[name].error.mean()))
     layers = replays[names[0]].error.shape[1]
-    label = 0.085 * max(len(name) for name in names) + 0.15
+    labels = [_label(name) for name in names]
+    label = 0.085 * max(len(text) for text in labels) + 0.15
     heat = min(max(layers * CELL, 2.2), 5.0)
     width = 2 * EDGE + label + ROWS + 3 * (BAR + GUTTER) + heat + 0.75
     height = HEAD + LINE * len(names) + FOOT
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
-    figure.text(EDGE / width, 1 - 0.42 / height, title, fontsize=15, weight="bold", color=INK)
-    figure.text(EDGE / width, 1 - 0.7 / height, subtitle, fontsize=9.5, color=FAINT)
+    figure.text(EDGE / width, 1 - 0.42 / height, title, fontsize=15, weight="bold", color=INK, parse_math=False)
+    figure.text(EDGE / width, 1 - 0.7 / height, subtitle, fontsize=9.5, color=FAINT, parse_math=False)
 
     def axes(left: float, wide: float) -> Any:
         made: Any = figure.add_axes((left / width, FOOT / height, wide / width, LINE * len(names) / height))
@@ -55,7 +57,7 @@ def draw_plot(title: str, subtitle: str, results: Results, path: Path) -> None:
     _bars(first, mass, MASS, "attention mass kept", names)
     if BOUNDS[0] in names:
         first.axvline(mass[names.index(BOUNDS[0])], color=BOUND, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-    first.set_yticks(range(len(names)), names, fontsize=9.5)
+    first.set_yticks(range(len(names)), labels, fontsize=9.5, parse_math=False)
     first.tick_params(axis="y", pad=72 * ROWS)
     for number, name in enumerate(names):  # what each held, since a policy of the prompt only keeps every new row
         rows = f"{replays[name].rows.mean():.0f}"
@@ -69,7 +71,13 @@ def draw_plot(title: str, subtitle: str, results: Results, path: Path) -> None:
     errors = np.stack([replays[name].error.mean(axis=0) for name in names])
     scale = axes(map_left + heat + 0.12, 0.12)
     _heat(axes(map_left, heat), scale, errors)
-    figure.savefig(path, dpi=150, facecolor=BACKGROUND, format="png")
+    figure.savefig(path, dpi=min(150.0, PIXELS / max(width, height)), facecolor=BACKGROUND, format="png")
+
+
+def _label(name: str) -> str:
+    """A policy's name on one line, and not longer than the picture is wide."""
+    line = " ".join(name.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 
 def _bars(

@@ -15,12 +15,13 @@ from kvpolicy import CacheView, Column, Pipeline, Policy, PolicyError, Scores, S
 
 from .._transformers import PreTrainedModel
 from ..cache import PolicyCache
-from ..segments import prompt_ids
+from ..segments import IMAGE, TEXT, prompt_ids
 from ..segments import segments as segments_of
 from .rotary import frequencies
 
 __all__ = ["Record", "RecordError", "record"]
 
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # what attention is computed in
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
@@ -37,10 +38,10 @@ class Record:
     Attributes:
         model: name of the model, for people.
         prompt: how many of the N tokens are the prompt.
-        scales: the softmax scale of each layer.
+        scales: the softmax scale of each layer, above 0.
         tokens: int64 [1, N], the token ids.
         segments: int64 [1, N], text and image tokens as `kvpolicy_hf.segments` tells them apart.
-        queries: per layer [1, Hq, N, D], after the rotary embedding, in the model's own dtype.
+        queries: per layer [1, Hq, N, D], after the rotary embedding, in the model's own dtype, one for all layers.
         keys: per layer [1, H, N, D], likewise.
         values: per layer [1, H, N, Dv].
         inv_freq: float32, the frequencies of a plain rotary embedding, see `rotation`; None where there is none.
@@ -78,36 +79,53 @@ class Record:
         return f"Record({self.model!r}, prompt={self.prompt}, steps={self.steps}, layers={self.layers})"
 
     def __post_init__(self) -> None:
+        name: Any = self.model
+        if not (isinstance(name, str) and name.isprintable()):
+            raise RecordError(f"the model's name {str(name)[:80]!r} is no line of text.")
         if not self.layers or not len(self.queries) == len(self.keys) == len(self.values) == self.layers:
             raise RecordError(f"{self.layers} layers have a scale, {len(self.queries)} have queries.")
-        if not all(isfinite(scale) for scale in self.scales):
-            raise RecordError(f"scales are {list(self.scales)}.")
+        for layer, scale in enumerate(self.scales):
+            if not (isfinite(scale) and scale > 0):
+                raise RecordError(f"scales[{layer}] is {scale}; a softmax scale is finite and above 0.")
         for name in ("tokens", "segments"):
             data = getattr(self, name)
             if data.dtype != torch.int64 or data.shape != (1, self.length):
                 raise RecordError(f"{name} is {data.dtype} {list(data.shape)}, not int64 [1, {self.length}].")
         if not 1 <= self.prompt < self.length:
             raise RecordError(f"{self.prompt} of {self.length} tokens are the prompt: there is no decode step.")
-        for layer, (queries, keys, values) in enumerate(zip(self.queries, self.keys, self.values, strict=True)):
-            shapes = [list(data.shape) for data in (queries, keys, values)]
-            fits = all(data.ndim == 4 and data.shape[0] == 1 for data in (queries, keys, values)) and (
-                queries.shape[2] == keys.shape[2] == self.length
-                and keys.shape[:3] == values.shape[:3]
-                and keys.numel() > 0
-                and queries.shape[3] == keys.shape[3]
-                and queries.shape[1] % keys.shape[1] == 0
-                and queries.is_floating_point()
-                and queries.dtype == keys.dtype == values.dtype
+        if bool((self.tokens < 0).any()):
+            raise RecordError(f"tokens holds {int(self.tokens.min())}; a token id is at least 0.")
+        if not bool(((self.segments == TEXT) | (self.segments == IMAGE)).all()):
+            raise RecordError(f"segments holds other numbers than {TEXT} (text) and {IMAGE} (image).")
+        for layer in range(self.layers):
+            self._check_layer(layer)
+
+    def _check_layer(self, layer: int) -> None:
+        vectors = queries, keys, values = self.queries[layer], self.keys[layer], self.values[layer]
+        fits = all(data.ndim == 4 and data.shape[0] == 1 and data.numel() > 0 for data in vectors) and (
+            queries.shape[2] == keys.shape[2] == self.length
+            and keys.shape[:3] == values.shape[:3]
+            and queries.shape[3] == keys.shape[3]
+            and queries.shape[1] % keys.shape[1] == 0
+            and queries.dtype in FLOATS
+            and queries.dtype == keys.dtype == values.dtype
+        )
+        if not fits:
+            raise RecordError(
+                f"queries, keys and values of layer {layer} are {queries.dtype}, {keys.dtype} and {values.dtype} of "
+                f"shapes {[list(data.shape) for data in vectors]}, which do not belong together."
             )
-            if not fits:
-                raise RecordError(
-                    f"queries, keys and values of layer {layer} are {queries.dtype}, {keys.dtype} and {values.dtype} "
-                    f"of shapes {shapes}, which do not belong together."
-                )
-            if not all(bool(data.isfinite().all()) for data in (queries, keys, values)):
-                raise RecordError(f"layer {layer} holds NaN or infinite numbers.")
-            if self.inv_freq is not None and (self.inv_freq.ndim != 1 or 2 * len(self.inv_freq) > keys.shape[3]):
-                raise RecordError(f"inv_freq has shape {list(self.inv_freq.shape)}, and keys {list(keys.shape)}.")
+        if keys.dtype != self.keys[0].dtype:
+            raise RecordError(f"layer {layer} is {keys.dtype}, and layer 0 is {self.keys[0].dtype}.")
+        if not all(bool(data.isfinite().all()) for data in vectors):
+            raise RecordError(f"layer {layer} holds NaN or infinite numbers.")
+        known = self.inv_freq
+        if known is None:
+            return
+        if known.ndim != 1 or not 2 <= 2 * len(known) <= keys.shape[3]:
+            raise RecordError(f"inv_freq has shape {list(known.shape)}, and keys {list(keys.shape)}.")
+        if known.dtype != torch.float32 or not bool(known.isfinite().all()):
+            raise RecordError(f"inv_freq is {known.dtype} {known.tolist()[:4]}; it must be float32 and finite.")
 
 
 def record(

@@ -23,9 +23,11 @@ def summary_table(results: Results) -> Table:
     for name, result in results.items():
         if isinstance(result, Replay):
             shares = f"{result.mass.mean():.1%}", f"{result.recall.mean():.1%}"
-            table.add_row(name, f"{result.rows.mean():.1f}", *shares, f"{result.error.mean():.3f}", style=_style(name))
+            table.add_row(
+                Text(name), f"{result.rows.mean():.1f}", *shares, f"{result.error.mean():.3f}", style=_style(name)
+            )
         else:
-            table.add_row(name, "not replayed", style="yellow")
+            table.add_row(Text(name), "not replayed", style="yellow")
             reasons.append(f"{name}: {result}\n")
     if reasons:
         table.caption, table.caption_justify = reasons, "left"
@@ -41,7 +43,7 @@ def errors_table(results: Results) -> Table:
         table.add_column(f"layer {layer + 1}", justify="right", no_wrap=True)
     for name, result in replays.items():
         errors = result.error.mean(axis=0)
-        table.add_row(name, *(f"{errors[layer]:.3f}" for layer in layers), style=_style(name))
+        table.add_row(Text(name), *(f"{errors[layer]:.3f}" for layer in layers), style=_style(name))
     return table
 
 
