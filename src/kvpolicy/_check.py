@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from ._errors import PolicyError
 
-__all__ = ["check_choice", "check_count", "check_number", "check_share", "check_stage", "choose"]
+__all__ = ["check_choice", "check_count", "check_number", "check_share", "check_stage", "choose", "closest"]
 
 T = TypeVar("T")
 
@@ -30,7 +31,10 @@ def check_share(owner: str, name: str, value: Any, *, zero: bool = False) -> Non
 
 def check_number(owner: str, name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf) -> None:
     """Raise `PolicyError` unless ``value`` is a finite number, at least ``least`` and greater than ``above``."""
-    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:  # an integer that no float reaches
+        number = math.inf
     if not (math.isfinite(number) and number >= least and number > above):
         bound = f" >= {least:g}" if least > -math.inf else f" > {above:g}" if above > -math.inf else ""
         raise PolicyError(f"{owner}({name}={value!r}): {name} must be a finite number{bound}.")
@@ -61,3 +65,10 @@ def check_stage(owner: str, name: str, value: Any, protocol: type) -> None:
             f"{owner}({name}={value!r}): {type(value).__name__} does not implement {protocol.__name__}; "
             f"it needs: {methods}."
         )
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the one that may be meant, or all there are."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f" Hint: {near[0]}." if near else f" There are: {', '.join(names) or 'none'}."

@@ -7,6 +7,7 @@ carried into the cache.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -175,7 +176,7 @@ def plan(pipeline: Pipeline, scored: Scored, quota: HeadCounts, step: Step, *, c
             raise PlanError(f"plan of {_at(pipeline.merge, view)} does not keep the rows that were selected.")
     if made.into is not None:
         _check_folds(made, pipeline.merge, view, check=check)
-    return made
+    return replace(made, registers={**selection.registers, **made.registers}) if selection.registers else made
 
 
 def _check_folds(made: Plan, merge: Merger, view: CacheView, *, check: bool) -> None:

@@ -237,7 +237,11 @@ class Backend(Protocol):
         ...
 
     def host(self, data: Array, /) -> np.ndarray[Any, Any]:
-        """The data as a numpy array (waits for the device)."""
+        """The data as a numpy array (waits for the device); a dtype that numpy lacks becomes the next wider one."""
+        ...
+
+    def from_host(self, data: np.ndarray[Any, Any], /, *, dtype: str | None = None, device: Any = None) -> Array:
+        """A copy of the data as this backend's array, in its own dtype or in that of this name (``"float16"``)."""
         ...
 
     def attention_mass(

@@ -112,7 +112,7 @@ class CacheView:
         positions: int64 [B, H, S], arrival index (not a rotary position); -1 in an empty slot.
         valid: bool [B, H, S]; False for padding and empty slots.
         columns: ``count`` (tokens a row stands for, float32) always; others on demand.
-        registers: per-head state, each [B, H].
+        registers: per-head state, floating [B, H]; NaN where it was never set.
         layer: index of this layer among the layers under the policy.
         num_layers: how many layers are under the policy.
     """
@@ -271,10 +271,12 @@ class Selection:
     Attributes:
         keep: bool [B, H, S].
         groups: int64 [B, H, S] cluster ids, for mergers that need them.
+        registers: per-head state to carry on, each [B, H].
     """
 
     keep: KeepMask
     groups: Array | None = None
+    registers: Mapping[str, Array] = field(default_factory=lambda: EMPTY)
 
 
 @dataclass(frozen=True, slots=True)

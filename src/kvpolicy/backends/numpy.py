@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 
-from .._errors import CacheError, PlanError
+from .._errors import BackendUnavailableError, CacheError, PlanError
 from .._protocols import Backend, Store
 from .._types import Array, CacheView, Column, HeadCounts, KeepMask, Plan, Quota, Rows, Scores, Step
 
@@ -143,6 +143,17 @@ class NumpyBackend(Backend):
     def host(self, data: Array, /) -> np.ndarray[Any, Any]:
         """The data itself, as a numpy array."""
         return np.asarray(data)
+
+    def from_host(self, data: _Array, /, *, dtype: str | None = None, device: Any = None) -> Array:
+        """A copy; there is no other device than the host.
+
+        Raises:
+            BackendUnavailableError: if numpy has no such dtype (``"bfloat16"``).
+        """
+        try:
+            return np.array(data, dtype=dtype)
+        except TypeError as error:
+            raise BackendUnavailableError(f"backend='numpy' has no dtype {dtype!r}. Hint: backend='torch'.") from error
 
     def attention_mass(
         self,

@@ -40,8 +40,14 @@ class TorchBackend(Backend):
         return TorchStore(layer, num_layers, compact=self.compact, on_host=on_host)
 
     def host(self, data: Tensor, /) -> np.ndarray[Any, Any]:
-        """A numpy copy; waits for the device."""
-        return data.detach().cpu().numpy()
+        """A numpy copy, bfloat16 as float32; waits for the device."""
+        data = data.detach().cpu()
+        return (data.float() if data.dtype == torch.bfloat16 else data).numpy()
+
+    def from_host(self, data: np.ndarray[Any, Any], /, *, dtype: str | None = None, device: Any = None) -> Tensor:
+        """A copy on a device, the CPU where none is named."""
+        made = torch.tensor(np.ascontiguousarray(data), device=device)
+        return made if dtype is None else made.to(getattr(torch, dtype))
 
     def attention_mass(
         self,

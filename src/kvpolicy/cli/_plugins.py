@@ -1,7 +1,7 @@
 """Commands that other packages bring: entry points of the group ``kvpolicy.commands``.
 
-An entry point names a function that `typer` can turn into a command. Its module may need packages that are not
-installed, and may be slow to import; so a plug-in is listed without being imported.
+An entry point names a function that `typer` can turn into a command, and the extras that it needs. Its module may need
+packages that are not installed, and may be slow to import; so a plug-in is listed without being imported.
 """
 
 from __future__ import annotations
@@ -53,19 +53,22 @@ def placeholder(entry: EntryPoint, reason: ImportError | None = None) -> Any:
 
 
 def how_to_install(entry: EntryPoint) -> str:
-    """The pip command for a plug-in: ``kvpolicy_hf`` comes with the extra ``hf``, if there is such a one."""
-    if entry.dist is None:
-        return f"pip install {entry.module.partition('.')[0]}"
-    extra = entry.module.partition(".")[0].rpartition("_")[2]
-    has = extra in (entry.dist.metadata.get_all("Provides-Extra") or [])
-    return f'pip install "{entry.dist.name}[{extra}]"' if has else f"pip install {entry.dist.name}"
+    """The pip command for a plug-in, with the extras that its entry point names: ``module:function [extra]``."""
+    name = entry.module.partition(".")[0] if entry.dist is None else entry.dist.name
+    return f'pip install "{name}[{",".join(entry.extras)}]"' if entry.extras else f"pip install {name}"
 
 
 def summary(entry: EntryPoint) -> str:
-    """The first line of the plug-in function's docstring, read from its source; nothing is executed."""
+    """The first line of the plug-in function's docstring, read from its source; nothing is executed.
+
+    Empty where that cannot be read: one broken plug-in does not take the help of all others away.
+    """
     for source in _sources(entry.module):
         if source.is_file():
-            return _docstring(source.read_text(encoding="utf-8"), entry.attr)
+            try:
+                return _docstring(source.read_bytes(), entry.attr)
+            except (OSError, SyntaxError, ValueError):  # ValueError: no text, or Python before 3.12 on a null byte
+                return ""
     return ""
 
 
@@ -78,15 +81,15 @@ def _sources(module: str) -> Iterator[Path]:
         spec = None
     if spec is None:
         return
-    if not rest and spec.origin is not None:
-        yield Path(spec.origin)
+    if not rest:
+        yield Path(spec.origin or "")
+        return
     for root in spec.submodule_search_locations or ():
-        if rest:
-            yield Path(root, *rest).with_suffix(".py")
-            yield Path(root, *rest, "__init__.py")
+        yield Path(root, *rest).with_suffix(".py")
+        yield Path(root, *rest, "__init__.py")
 
 
-def _docstring(source: str, function: str) -> str:
+def _docstring(source: bytes, function: str) -> str:
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             return (ast.get_docstring(node) or "").partition("\n")[0]

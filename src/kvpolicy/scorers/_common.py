@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 from .._protocols import Backend
 from .._types import Array, CacheView, Scores, Step
 
-__all__ = ["Heads", "asked", "at", "lengths", "mean_by_token", "over_heads", "unit", "wide"]
+__all__ = ["Heads", "arrival", "asked", "at", "lengths", "mean_by_token", "over_heads", "unit", "wide"]
 
 Heads: TypeAlias = Literal["each", "mean"]
 
@@ -38,6 +38,13 @@ def mean_by_token(xp: Any, ops: Backend, scores: Array, valid: Array, positions:
     total, held, ends = (xp.astype(xp.take_along_axis(data, token, axis=-1), scores.dtype) for data in sums)
     mean = total / xp.where(held > 0, held, xp.ones_like(held))
     return xp.where(ends > 0, xp.full_like(mean, float("inf")), mean)
+
+
+def arrival(view: CacheView, step: Step) -> Array:
+    """How many tokens of its batch row arrived before each row, float32 [B, H, S]: as if there were no padding."""
+    xp, positions = view.xp, view.positions
+    padding = xp.asarray(step.padding, dtype=xp.int64, device=positions.device)
+    return xp.astype(positions - padding[:, None, None], xp.float32)
 
 
 def wide(xp: Any, data: Array) -> Array:

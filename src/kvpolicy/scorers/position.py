@@ -11,6 +11,7 @@ from .._check import check_count
 from .._protocols import ImportanceScorer
 from .._repr import constructor_repr
 from .._types import CacheView, Scores, Step
+from ._common import arrival
 
 __all__ = ["FixedPoint", "Recency"]
 
@@ -25,8 +26,8 @@ class Recency(ImportanceScorer):
     __repr__ = constructor_repr
 
     def score(self, view: CacheView, step: Step, /) -> Scores:
-        """Arrival index as a float32."""
-        return view.xp.astype(view.positions, view.xp.float32)
+        """Tokens that arrived before, as a float32."""
+        return arrival(view, step)
 
 
 @final
@@ -55,10 +56,10 @@ class FixedPoint(ImportanceScorer):
         check_count("FixedPoint", "first", self.first)
 
     def score(self, view: CacheView, step: Step, /) -> Scores:
-        """+inf for the frozen rows, arrival index for the others."""
+        """+inf for the frozen rows, the tokens that arrived before for the others."""
         xp = view.xp
         point = np.maximum(step.prompt_kept - self.distance, self.first)
         point = xp.asarray(point, dtype=xp.int64, device=view.positions.device)
         frozen = step.ops.arrival_rank(view) < point[..., None]
-        arrival = xp.astype(view.positions, xp.float32)
-        return xp.where(frozen, xp.full_like(arrival, float("inf")), arrival)
+        order = arrival(view, step)
+        return xp.where(frozen, xp.full_like(order, float("inf")), order)

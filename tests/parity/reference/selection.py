@@ -49,12 +49,15 @@ def stays(
 ) -> list[int]:
     """Places that stay, in order: the first, the last, all text beside images; then the best of the others.
 
-    At least ``last`` rows at the end are protected, and ``floor(recent * quota)`` of them as far as the first rows
-    leave room for them in the quota.
+    At least ``last`` rows at the end are protected, and of ``floor(recent * quota)`` as many, from the end, as the
+    first rows and the text leave room for in the quota.
     """
     end = max(last, min(math.floor(recent * quota), quota - first))
     text = text and any(row.segment == IMAGE for row in head)
-    protected = [n for n, row in enumerate(head) if n < first or n >= len(head) - end or (text and row.segment == TEXT)]
+    always = [n for n, row in enumerate(head) if n < first or n >= len(head) - last or (text and row.segment == TEXT)]
+    late = [n for n in range(max(0, len(head) - end), len(head)) if n not in always]
+    room = max(0, quota - len(always)) if text else len(late)
+    protected = [*always, *late[len(late) - min(room, len(late)) :]]
     others = [n for n in range(len(head)) if n not in protected]
     return sorted([*protected, *best(scores, others, quota - len(protected), exact=exact)])
 

@@ -13,6 +13,7 @@ from ._common import at_target, folded, normalised, summed, wide
 
 __all__ = ["Gaussian"]
 
+_ROUNDING = 1e-6  # of the length of a key
 _CHUNK = 4096  # rows whose keys are gathered at once: bounds the temporary copy
 
 
@@ -69,6 +70,9 @@ def _distance(view: CacheView, into: Array) -> Array:
         columns = []
         for m in range(into.shape[-1]):
             there = xp.take_along_axis(view.keys, target[:, :, now, m, None], axis=2)
-            columns.append(xp.sqrt(xp.sum((keys - xp.astype(there, wide(view))) ** 2, axis=-1)))
+            square = xp.sum((keys - xp.astype(there, wide(view))) ** 2, axis=-1)
+            # Keys that differ by rounding are equal: a mean of such distances would be a width of nothing but rounding.
+            apart = square > _ROUNDING**2 * xp.sum(keys**2, axis=-1)
+            columns.append(xp.sqrt(xp.where(apart, square, xp.zeros_like(square))))
         pieces.append(xp.stack(columns, axis=-1))
     return xp.concat(pieces, axis=2)

@@ -41,12 +41,12 @@ class Prominence(Weigher):
     def weigh(self, scored: Scored, selection: Selection, assignment: Assignment, step: Step, /) -> Weights:
         """An even share for each target of a row that was drawn; the others do not fold."""
         view, xp, into = scored.view, scored.view.xp, assignment.into
-        scores = xp.astype(scored.scores, wide(view))
+        scores = xp.astype(scored.scores, xp.float64)  # a ratio of scores so small that float32 has none of them
         known = selection.keep & xp.isfinite(scores)
         most = xp.max(xp.where(known, scores, xp.zeros_like(scores)), axis=-1, keepdims=True)
-        # Draws lie in [0, 1), so that a probability below 0 or above 1 needs no clipping.
-        likely = scores / xp.where(most > 0, most, xp.ones_like(most))
-        drawn = (uniform(view.positions, step.padding, seed=self.seed, layer=view.layer) < likely) & (most > 0)
+        # Draws lie in [0, 1), so that a probability below 0 or above 1 needs no clipping; a product cannot overflow.
+        draw = uniform(view.positions, step.padding, seed=self.seed, layer=view.layer)
+        drawn = (draw * most < scores) & (most > 0)
         folds = (into >= 0) & drawn[..., None]
-        weight = xp.astype(folds, scores.dtype) / into.shape[-1]
-        return Weights(weight, xp.ones_like(scores), folds=folds)
+        weight = xp.astype(folds, wide(view)) / into.shape[-1]
+        return Weights(weight, xp.ones_like(scores, dtype=wide(view)), folds=folds)

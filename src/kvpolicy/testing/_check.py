@@ -1,0 +1,139 @@
+"""A check: a law, tried on as many examples as the profile says, the smallest failure shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis import strategies as st
+
+from .._check import closest
+from .._errors import PolicyError
+from . import strategies
+from ._law import ConformanceError, Law
+from ._outcome import Place
+from ._subject import Subject, subject_of
+from .checks import LAWS
+from .requests import Request
+
+__all__ = ["PROFILES", "Check", "checks_of", "default_profile", "examples_of"]
+
+# Examples for each law.
+PROFILES: Mapping[str, int] = {"dev": 25, "ci": 50, "nightly": 1000}
+
+
+def default_profile() -> str:
+    """``ci`` where the environment variable CI is set, else ``dev``."""
+    return "ci" if os.environ.get("CI") else "dev"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Check:
+    """A law about one component on one backend; call it with the component.
+
+    Attributes:
+        law: what is tried.
+        backend: where, such as ``"torch"``.
+        profile: how many examples, a key of `PROFILES`.
+        sizes: what examples must have for this component, such as ``{"heads": 2}``.
+        expected: why it is expected to fail; then more examples are tried, so that it does not pass by chance.
+    """
+
+    law: Law
+    backend: str = "torch"
+    profile: str = field(default_factory=default_profile)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    expected: str | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.law.name}-{self.backend}"
+
+    def __call__(self, component: Any) -> None:
+        """Try the law.
+
+        Raises:
+            ConformanceError: of the smallest example that was found.
+        """
+        subject, found = subject_of(component, self.backend), []
+        examples = round(PROFILES[self.profile] * self.law.effort) * (20 if self.expected else 1)
+
+        @settings(
+            max_examples=examples,
+            derandomize=self.profile == "ci",
+            database=None,
+            deadline=None,
+            print_blob=False,
+            report_multiple_bugs=False,
+            verbosity=Verbosity.quiet,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(examples_of(self.law, subject, self.sizes))
+        def attempt(example: Any) -> None:
+            try:
+                self.law(component, example, backend=self.backend)
+            except ConformanceError as error:
+                found.append(error)
+                raise
+
+        try:
+            attempt()
+        except ConformanceError:
+            raise found[-1] from found[-1].__cause__
+        except Exception as error:
+            if not found:
+                raise
+            # It failed, and did not fail again for the same example.
+            last, place = found[-1], Place()
+            detail = f"sometimes: {last.detail} The same example does not always do so, so it is not deterministic."
+            raise ConformanceError(self.law, component, place, detail, detail, last.script) from error
+
+
+def examples_of(law: Law, subject: Subject, sizes: Mapping[str, int]) -> st.SearchStrategy[Any]:
+    """What a law is tried on for this component."""
+    if law.example_type(subject) is Request:
+        fixed = {name: size for name, size in sizes.items() if name != "tokens"}
+        return strategies.requests(least=law.least, **fixed)
+    return strategies.tables(least=law.least, **sizes)
+
+
+def checks_of(
+    component: Any,
+    *,
+    backend: str = "torch",
+    profile: str | None = None,
+    sizes: Mapping[str, int] | None = None,
+    expected: Mapping[str, str] | None = None,
+) -> Mapping[str, Check | str]:
+    """Every law by name: a check of this component, or why the law says nothing about it.
+
+    Raises:
+        PolicyError: if ``expected`` names a law that there is not, or that says nothing about the component.
+    """
+    subject, given_sizes, reasons = subject_of(component, backend), dict(sizes or {}), dict(expected or {})
+    profile = profile or default_profile()
+    if profile not in PROFILES:
+        raise PolicyError(f"profile={profile!r}: there are {', '.join(PROFILES)}.")
+    out: dict[str, Check | str] = {}
+    for name, law in LAWS.items():
+        silent = law.silent_about(subject) or _too_small(law, given_sizes)
+        if silent is not None:
+            out[name] = silent
+            continue
+        out[name] = Check(law, backend, profile, given_sizes, reasons.pop(name, None))
+    for name in reasons:
+        if name not in LAWS:
+            raise PolicyError(f"expected failure of {name!r}: there is no such law.{closest(name, LAWS)}")
+        raise PolicyError(f"expected failure of {name!r}: it does not apply to {component!r} ({out[name]}).")
+    return out
+
+
+def _too_small(law: Law, sizes: Mapping[str, int]) -> str | None:
+    for name, least in law.least.items():
+        if sizes.get(name, least) < least:
+            return f"needs {least} {name}, and {name}={sizes[name]}"
+    return None

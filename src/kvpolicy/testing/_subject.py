@@ -1,0 +1,173 @@
+"""A component under test: which kind it is, on which backend, and how it is run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from .._errors import PolicyError
+from .._policy import Pipeline, Policy
+from .._protocols import Backend
+from ..backends import BACKENDS, backend_by_name
+from ..schedulers import FixedRows
+from . import _drivers
+from ._drivers import Chosen, Planned
+from ._outcome import Outcome
+from ._scene import Scene
+from .requests import Request, Stream
+from .tables import Table
+
+__all__ = ["KINDS", "Example", "Kind", "Subject", "kind_of", "place_of", "subject_of"]
+
+Example = Table | Request
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of component.
+
+    Attributes:
+        name: that of its protocol.
+        method: by which it is known.
+        run: on arrays, ``run(component, scene or stream, ops, device)``.
+    """
+
+    name: str
+    method: str
+    run: Callable[..., Outcome]
+
+
+# In this order: a backend scores nothing, and a policy is known by its class.
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("Policy", "", _drivers.requested),
+        Kind("Backend", "attention_mass", _drivers.verbs),
+        Kind("ImportanceScorer", "score", _drivers.scored),
+        Kind("Scheduler", "budget", _drivers.budgeted),
+        Kind("Allocator", "allocate", _drivers.allocated),
+        Kind("Selector", "select", _drivers.selected),
+        Kind("Merger", "merge", _drivers.merged),
+        Kind("Assigner", "assign", _drivers.merged),
+        Kind("Weigher", "weigh", _drivers.merged),
+        Kind("Recaller", "recall", _drivers.recalled),
+    )
+}
+
+
+@final
+@dataclass(frozen=True)
+class Subject:
+    """A component and where it runs.
+
+    Attributes:
+        component: as it was given; `fresh` copies are what runs.
+        kind: which protocol it has.
+        ops: the backend.
+        device: for that backend; None: its default.
+    """
+
+    component: Any
+    kind: Kind
+    ops: Backend
+    device: str | None = None
+
+    def fresh(self) -> Any:
+        """A copy that has never run."""
+        return copy.deepcopy(self.component)
+
+    def arrays(self, example: Example) -> Scene | Stream:
+        """An example's arrays, with whatever columns the component says it needs."""
+        if isinstance(example, Request):
+            return example.build()
+        return example.build().needing(getattr(self.component, "needs", ()))
+
+    def run(self, arrays: Scene | Stream, component: Any = None, **options: Any) -> Outcome:
+        """What the component, or this copy of it, makes of the arrays."""
+        copied = self.fresh() if component is None else component
+        return self.kind.run(copied, arrays, self.ops, self.device, **options)
+
+    def plans(self, arrays: Scene | Stream) -> Iterator[Planned]:
+        """Every plan that it makes, with its table."""
+        if isinstance(arrays, Scene):
+            yield from _drivers.plans_of_merger(self.fresh(), arrays, self.ops, self.device)
+            return
+        plans: list[Planned] = []
+        _drivers.requested(self.fresh(), arrays, self.ops, self.device, plans.append)
+        yield from plans
+
+    def selections(self, arrays: Scene | Stream) -> Iterator[Chosen]:
+        """Every selection that it makes."""
+        if isinstance(arrays, Scene):
+            yield from _drivers.selections_of_selector(self.fresh(), arrays, self.ops, self.device)
+        else:
+            yield from _drivers.selections_of_policy(self.fresh(), arrays, self.ops, self.device)
+
+    def as_policy(self) -> Subject:
+        """A scorer as a policy that goes by it, for the prompt and while decoding."""
+        if self.kind.name == "Policy":
+            return self
+        pipeline = _drivers.hosted(schedule=FixedRows(3), score=self.component)
+        return replace(self, component=Policy(prefill=pipeline, decode=pipeline), kind=KINDS["Policy"])
+
+    def elsewhere(self, backend: str) -> Subject:
+        """The same component on another backend's default device."""
+        return replace(self, ops=backend_by_name(backend), device=None)
+
+
+def subject_of(component: Any, backend: str = "torch") -> Subject:
+    """A component on a backend: ``"numpy"``, ``"torch"``, or with a device, ``"torch:cuda"``.
+
+    A pipeline is tried as the policy that has it for the prompt and for decoding.
+
+    Raises:
+        PolicyError: if it is no component, or several kinds at once.
+    """
+    if isinstance(component, Pipeline):
+        component = Policy(prefill=component, decode=component)
+    kind, (ops, device) = kind_of(component), place_of(backend)
+    return Subject(component, kind, component if kind.name == "Backend" else ops, device)
+
+
+def kind_of(component: Any) -> Kind:
+    """Which kind a component is.
+
+    Raises:
+        PolicyError: if it is none, or several.
+    """
+    if isinstance(component, Policy):
+        return KINDS["Policy"]
+    if isinstance(component, type):
+        raise PolicyError(
+            f"{component.__name__} is a class; the kit checks an instance. Hint: {component.__name__}(...)."
+        )
+    found = [kind for kind in KINDS.values() if kind.method and callable(getattr(component, kind.method, None))]
+    if len(found) == 1:
+        return found[0]
+    methods = ", ".join(f"{kind.method} ({kind.name})" for kind in KINDS.values() if kind.method)
+    if not found:
+        raise PolicyError(f"{component!r} is neither a Policy nor a stage: it has none of the methods {methods}.")
+    raise PolicyError(
+        f"{component!r} has the methods of several kinds: {', '.join(kind.name for kind in found)}. "
+        f"Hint: one class for each."
+    )
+
+
+def place_of(backend: str) -> tuple[Backend, str | None]:
+    """The backend and the device of ``"torch"`` or ``"torch:cuda"``.
+
+    Raises:
+        BackendUnavailableError: if there is no such backend, or it is not installed.
+    """
+    name, _, device = backend.partition(":")
+    return backend_by_name(name), device or None
+
+
+def known_backends() -> Sequence[str]:
+    """Every backend that is installed here."""
+    from importlib.util import find_spec
+
+    return [name for name in BACKENDS if find_spec(name) is not None]

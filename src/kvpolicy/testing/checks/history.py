@@ -1,0 +1,134 @@
+"""What came before must not matter: earlier requests, other threads, how a prompt was cut."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .._law import STAGES, law
+from .._outcome import Place, compare, fail
+from .._subject import Example, Subject
+from ..requests import Request, Stream
+
+__all__ = ["chunk_invariant", "deterministic", "immutable", "request_isolated", "thread_safe"]
+
+_EVERYTHING = (*STAGES, "Policy", "Backend")
+_THREADS = 3
+
+
+@law("ImportanceScorer", "Policy", after=("request_isolated",), on=Request)
+def chunk_invariant(subject: Subject, example: Example) -> None:
+    """f(c_1, c_2, ...) = f(c_1 c_2 ...): a prompt fed in chunks gives what it gives whole."""
+    asked = subject.as_policy()
+    stream = asked.arrays(example)
+    assert isinstance(stream, Stream)
+    due = asked.run(stream)
+    for size in sorted({1, 2, max(1, stream.prompt - 1)}):
+        compare(asked.run(stream.chunked(size)), due, what=f"the prompt in one piece, not in {size}s", tolerance=1e-9)
+
+
+@law(*_EVERYTHING)
+def deterministic(subject: Subject, example: Example) -> None:
+    """f(x) = f(x), bit for bit: chance comes from a seed, never from the clock or a shared generator."""
+    arrays = subject.arrays(example)
+    compare(subject.run(arrays), subject.run(arrays), what="the first of two equal runs")
+
+
+@law(*_EVERYTHING, after=("deterministic",))
+def request_isolated(subject: Subject, example: Example) -> None:
+    """f(y) after f(x) = f(y): nothing that one request leaves behind reaches the next."""
+    first, second = subject.arrays(example), subject.arrays(_another(example))
+    used = subject.fresh()
+    subject.run(first, used)
+    compare(subject.run(second, used), subject.run(second), what="the same request after none")
+
+
+@law(*_EVERYTHING, after=("deterministic", "request_isolated"), effort=0.2)
+def thread_safe(subject: Subject, example: Example) -> None:
+    """f(x) beside f(y), in as many threads, = f(x): one component serves all requests at once."""
+    examples = [example]
+    while len(examples) < _THREADS:
+        examples.append(_another(examples[-1]))
+    given = [subject.arrays(each) for each in examples]
+    due = [subject.run(arrays) for arrays in given]
+    shared = subject.fresh()
+    with _hasty(), ThreadPoolExecutor(_THREADS) as pool:
+        together = list(pool.map(lambda arrays: subject.run(arrays, shared), given))
+    for got, alone in zip(together, due, strict=True):
+        compare(got, alone, what="the same request in a single thread")
+
+
+@law(*_EVERYTHING, after=("deterministic", "request_isolated", "thread_safe"))
+def immutable(subject: Subject, example: Example) -> None:
+    """f(x) leaves f as it was: equal, with the same hash and repr, and its copy does as it does."""
+    component = subject.fresh()
+    before, printed, number = copy.deepcopy(_state(component)), repr(component), _hash(component)
+    subject.run(subject.arrays(example), component)
+    now = _state(component)
+    for name in sorted({*before, *now}):
+        if name not in now or name not in before or not _equal(before[name], now[name]):
+            fail(Place(), f"its attribute {name!r} was {before.get(name)!r} and is {now.get(name)!r} after a run.")
+    if repr(component) != printed and " at 0x" not in printed:
+        fail(Place(), f"it printed as {printed} and prints as {component!r} after a run.")
+    if _hash(component) != number:
+        fail(Place(), "its hash is another one after a run.")
+
+
+def _another(example: Example) -> Example:
+    """A request with other numbers, and of another length where the law can stand it."""
+    return dataclasses.replace(example, seed=example.seed + 1)
+
+
+@contextmanager
+def _hasty() -> Iterator[None]:
+    """Threads take turns every few bytecodes."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
+
+
+def _state(component: Any) -> Mapping[str, Any]:
+    """Every attribute of an instance, slots included."""
+    state = dict(getattr(component, "__dict__", {}))
+    for kind in type(component).__mro__:
+        slots = getattr(kind, "__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(component, name) and not name.startswith("__"):
+                state[name] = getattr(component, name)
+    return state
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))
+    if hasattr(one, "__array__") or hasattr(one, "__dlpack__"):
+        return bool(np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f"))
+    if hasattr(one, "__dict__") and "__eq__" not in _own(one):
+        return _equal(vars(one), vars(other))
+    return bool(one == other)
+
+
+def _own(value: Any) -> set[str]:
+    """What its classes define, beyond every object's."""
+    return {name for kind in type(value).__mro__[:-1] for name in vars(kind)}
+
+
+def _hash(component: Any) -> int | None:
+    try:
+        return hash(component) if "__hash__" in _own(component) else None
+    except TypeError:  # not hashable: only equality counts
+        return None
