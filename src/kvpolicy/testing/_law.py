@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, final
 
+from .._errors import PolicyError
 from ._outcome import BrokenLawError, Place
 from ._reproducer import reproducer
 from ._subject import KINDS, Example, Subject, subject_of
@@ -81,7 +82,7 @@ class Law:
     def silent_about(self, subject: Subject) -> str | None:
         """Why the law says nothing about a component; None where it does."""
         if subject.kind.name not in self.kinds:
-            return f"{subject.kind.name}: nothing to say"
+            return f"not about a component of kind {subject.kind.name}"
         return self.unless(subject)
 
     def __call__(self, component: Any, example: Example, *, backend: str = "torch") -> None:
@@ -94,8 +95,16 @@ class Law:
 
         Raises:
             ConformanceError: if the law does not hold.
+            PolicyError: if it says nothing about the component, or is tried on another kind of example.
         """
         subject = subject_of(component, backend)
+        if (silent := self.silent_about(subject)) is not None:
+            raise PolicyError(f"checks.{self.name}({component!r}, ...): the law does not apply ({silent}).")
+        if not isinstance(example, wanted := self.example_type(subject)):
+            raise PolicyError(
+                f"checks.{self.name}({component!r}, {example!r}): it is tried on a {wanted.__name__}, not a "
+                f"{type(example).__name__}. Hint: {wanted.__name__}()."
+            )
         try:
             self.function(subject, example)
         except BrokenLawError as broken:

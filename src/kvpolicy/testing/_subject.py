@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from .._errors import PolicyError
+import numpy as np
+
+from .._errors import BackendUnavailableError, PolicyError
 from .._policy import Pipeline, Policy
 from .._protocols import Backend
 from ..backends import BACKENDS, backend_by_name
@@ -112,6 +114,14 @@ class Subject:
             return self
         pipeline = _drivers.hosted(schedule=FixedRows(3), score=self.component)
         return replace(self, component=Policy(prefill=pipeline, decode=pipeline), kind=KINDS["Policy"])
+
+    def has(self, dtype: str) -> bool:
+        """Whether its backend has this dtype."""
+        try:
+            self.ops.from_host(np.zeros(1), dtype=dtype, device=self.device)
+        except BackendUnavailableError:
+            return False
+        return True
 
     def elsewhere(self, backend: str) -> Subject:
         """The same component on another backend's default device."""

@@ -41,7 +41,7 @@ def requested(
         for number in range(len(session)):
             view = in_numpy(session._layers[number].store.view(), ops)
             rows = table_outcome(view, stream.padding, when=-done)
-            out |= {place: record for place, record in rows.items() if place.token >= 0}  # registers: no business either
+            out |= {place: record for place, record in rows.items() if place.token >= 0}
     return _from_zero(out)
 
 

@@ -15,23 +15,25 @@ from ..requests import Request
 
 __all__ = ["agrees_with_numpy", "dtype_stable"]
 
+_DTYPES = ("float16", "bfloat16", "float32")
 _ROUNDINGS = 16  # of the dtype of keys and values; a stage that works in float32 needs one or two
 
 
 @law(*ARRAYS, "Policy")
 def dtype_stable(subject: Subject, example: Example) -> None:
     """|f_dtype(x) - f_float64(x)| <= 16 roundings of the dtype, and what accumulates does so in float32 or wider."""
-    for dtype in _dtypes(subject):
-        if isinstance(example, Request):  # a prompt: what follows a rounded merge may rightly go another way
-            arrays = subject.arrays(replace(example, dtype=dtype, steps=0, turn=0))
-        else:
-            arrays = subject.arrays(replace(example, dtype=dtype))
-        got = subject.run(arrays)
-        due = subject.run(replace(arrays, dtype="float64"))
-        _check_widths(got, dtype)
-        if got.keys() != due.keys() and _only_ties_differ(subject, arrays, ROUNDING[dtype]):
-            continue
-        compare(_floats(got), _floats(due), what="float64", tolerance=max(_ROUNDINGS * ROUNDING[dtype], 1e-4))
+    dtypes = [name for name in _DTYPES if subject.has(name)]
+    dtype = dtypes[example.seed % len(dtypes)]
+    if isinstance(example, Request):  # a prompt: what follows a rounded merge may rightly go another way
+        arrays = subject.arrays(replace(example, dtype=dtype, steps=0, turn=0))
+    else:
+        arrays = subject.arrays(replace(example, dtype=dtype))
+    got = subject.run(arrays)
+    due = subject.run(replace(arrays, dtype="float64"))
+    _check_widths(got, dtype)
+    if got.keys() != due.keys() and _only_ties_differ(subject, arrays, ROUNDING[dtype]):
+        return
+    compare(_floats(got), _floats(due), what="float64", tolerance=max(_ROUNDINGS * ROUNDING[dtype], 1e-4))
 
 
 def _only_ties_differ(subject: Subject, arrays: Any, rounding: float) -> bool:
@@ -47,10 +49,6 @@ def _only_ties_differ(subject: Subject, arrays: Any, rounding: float) -> bool:
     return True
 
 
-def _dtypes(subject: Subject) -> tuple[str, ...]:
-    return ("float32", "float16") if subject.ops.name == "numpy" else ("float32", "float16", "bfloat16")
-
-
 def _check_widths(outcome: Outcome, dtype: str) -> None:
     for place, record in outcome.items():
         for name, data in record.items():
@@ -60,9 +58,11 @@ def _check_widths(outcome: Outcome, dtype: str) -> None:
 
 
 def _floats(outcome: Outcome) -> Outcome:
+    """In float64, of a merger the first merge: what the second is given has been rounded in between."""
     return {
         place: {name: np.asarray(data, np.float64) for name, data in record.items()}
         for place, record in outcome.items()
+        if place.when <= 0
     }
 
 
