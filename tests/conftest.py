@@ -22,6 +22,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="torch device of the models in tests/compositions")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under ``--cov`` only tests/unit and tests/fuzz are traced: they cover the core, and tracing costs time."""
+    if config.pluginmanager.hasplugin("_cov"):
+        tests = config.rootpath / "tests"
+        for item in items:
+            if not {tests / "unit", tests / "fuzz"} & set(item.path.parents):
+                item.add_marker("no_cover")
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
     """Where models run."""

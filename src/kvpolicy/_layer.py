@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ._errors import CacheError
-from ._protocols import Backend, Store
-from ._types import Array, CacheView, Counts, HeadCounts, KeepMask, Plan, Queries, Rows
+from ._policy import Pipeline
+from ._protocols import Backend, Observer, Store, Windowed
+from ._types import Array, CacheView, Counts, HeadCounts, KeepMask, Phase, Plan, Queries, Rows
 from .report import LayerReport
 
-__all__ = ["Layer"]
+__all__ = ["Layer", "why_settled"]
 
 _PER_ROW = ("seen", "prompt", "prompt_kept", "prompt_quota", "held", "left", "exceeded", "archived")
 
@@ -35,13 +37,16 @@ class Layer:
     held: HeadCounts = field(default_factory=_none)
     archived: HeadCounts = field(default_factory=_none)
     left: Counts = field(default_factory=_none)  # [B], rows that plans took away
-    exceeded: Counts = field(default_factory=_none)  # [B]
+    exceeded: Counts = field(default_factory=_none)  # [B], at the latest plan of the batch row
     recalled: int = 0
     merged: Any = None  # [B], of those that left; stays on the device until somebody asks
     limit: int | None = None  # slots that suffice while decoding, where the schedule is bounded
     row_bytes: int = 0  # one row of one head
     queries: Queries | None = None  # the latest ones, where a scorer wants them
     view: CacheView | None = None  # the table being attended over, from append to advance
+    phase: Phase = Phase.PREFILL  # of the latest pass
+    settled: int = 0  # tokens that cannot be taken back: what they did to other rows, or to these books, stays
+    settled_by: tuple[str, Phase] = ("", Phase.PREFILL)  # what that was, and in which phase
 
     def begin(self, keys: Array, values: Array) -> None:
         """Take the shape of the first rows.
@@ -71,6 +76,23 @@ class Layer:
         self.held = self.held + tokens[:, None]
         return view
 
+    def settle(self, by: str) -> None:
+        """No token that has passed so far can be taken back; the first reason of a pass is the one that is told."""
+        if self.length > self.settled:
+            self.settled, self.settled_by = self.length, (by, self.phase)
+
+    def crop(self, length: int, ops: Backend) -> None:
+        """Take back the tokens from position ``length`` on, which is at least what is settled.
+
+        Every head still holds each of them as a row, because no plan has been carried out since they came.
+        """
+        view = self.store.view()
+        later = view.valid & (view.positions >= length)
+        gone = _count(view, later, ops)
+        self.length, self.seen, self.held = length, self.seen - gone[:, 0], self.held - gone
+        self.prompt = np.minimum(self.prompt, self.seen)  # of a prompt that is not complete, or that nobody counts from
+        self.store.apply(Plan(keep=view.valid & ~later), self.held)
+
     def release(self, view: CacheView, plan: Plan, kept: HeadCounts, ops: Backend) -> None:
         """Rows that a plan neither keeps nor folds go to the archive; before it is applied."""
         assert self.archive is not None
@@ -82,14 +104,14 @@ class Layer:
             self.archive.join(ops.compact(self.store.view(), Plan(keep=gone), int(count.max())), count)
             self.archived = self.archived + count
 
-    def apply(self, view: CacheView, plan: Plan, kept: HeadCounts, quota: HeadCounts) -> None:
-        """Carry out a plan that keeps ``kept`` rows of each head; ``quota`` is what they were to keep."""
+    def apply(self, view: CacheView, plan: Plan, kept: HeadCounts) -> None:
+        """Carry out a plan that keeps ``kept`` rows of each head."""
+        self.settle("planned")
         self.store.apply(plan, kept)
         if plan.into is not None:
             folded = view.xp.sum(view.xp.astype(_folds(view, plan.into), view.xp.int64), axis=(1, 2))
             self.merged = folded if self.merged is None else self.merged + folded
         self.left = self.left + (self.held - kept).sum(axis=1)
-        self.exceeded = np.maximum(kept - quota, 0).sum(axis=1)
         self.held = kept
 
     def take_back(self, mask: KeepMask, ops: Backend) -> None:
@@ -99,6 +121,7 @@ class Layer:
         count = _count(view, mask, ops)
         if not count.any():
             return
+        self.settle("recalled")
         self.store.join(ops.compact(view, Plan(keep=mask), int(count.max())), count)
         self.archived = self.archived - count
         self.archive.apply(Plan(keep=view.valid & ~mask), self.archived)
@@ -138,6 +161,27 @@ class Layer:
             column_bytes=column_bytes + archive_columns,
             archive_bytes=archive_bytes,
         )
+
+
+def why_settled(layer: Layer, pipelines: Sequence[Pipeline]) -> str:
+    """What stands in the way of taking the layer's tokens back, of the pipelines (prefill, decode) that there are."""
+    by, phase = layer.settled_by
+    acted = pipelines[0 if phase is Phase.PREFILL else -1]
+    scorers = [pipeline.score for pipeline in pipelines]
+    if by == "observed":
+        observers = [s for s in scorers if isinstance(s, Observer) and getattr(s, "columns", None) != ()]
+        return f"{_named(observers)} observed what they do to other rows"
+    if by == "windowed":
+        return f"{_named([s for s in scorers if isinstance(s, Windowed)])} goes by the latest queries, which are these"
+    return {
+        "recalled": f"{acted.recall!r} brought rows back from the archive",
+        "planned": f"a plan of {acted!r} was carried out",
+        "counted": f"{pipelines[-1]!r} counts from the prompt",
+    }[by]
+
+
+def _named(stages: Sequence[object]) -> str:
+    return " and ".join(dict.fromkeys(map(repr, stages)))
 
 
 def _folds(view: CacheView, into: Array) -> Array:

@@ -122,25 +122,30 @@ class Planner:
                 _engine.allocate(pipeline, budget, [scored], entry.step)[0] if entry.quota is None else entry.quota
                 for entry, scored in zip(entries, layers, strict=True)
             ]
-        # A batch row that holds no more than it may keeps it all, whatever another row holds.
+        # A batch row that holds no more than it may keeps it all and has no plan, whatever another row holds.
         numbers = range(len(entries))
         for group in [numbers] if pipeline.allocate.whole_model else [[n] for n in numbers]:
-            over = _over([entries[n].layer for n in group], [entries[n].quota for n in group], budget)[:, None]
+            over = _over([entries[n].layer for n in group], [entries[n].quota for n in group], budget)
             for n in group:
-                quotas[n] = np.where(over, quotas[n], np.maximum(quotas[n], entries[n].layer.held))
-        for entry, scored, quota in zip(entries, layers, quotas, strict=True):
-            self._carry_out(pipeline, entry.layer, scored, quota, entry.step)
-            if last.phase is Phase.PREFILL:
-                entry.layer.prompt_quota, entry.layer.prompt_kept = quota, entry.layer.held
+                self._carry_out(pipeline, entries[n], layers[n], quotas[n], over)
 
-    def _carry_out(self, pipeline: Pipeline, state: Layer, scored: Scored, quota: HeadCounts, step: Step) -> None:
-        made = _engine.plan(pipeline, scored, quota, step, check=self._check)
+    def _carry_out(
+        self, pipeline: Pipeline, entry: _Waiting, scored: Scored, quota: HeadCounts, over: BatchMask
+    ) -> None:
+        """Bring the batch rows that are ``over`` their budget down to the quota, [B, H]."""
+        state, step = entry.layer, entry.step
+        due = np.where(over[:, None], quota, np.maximum(quota, state.held))
+        made = _engine.plan(pipeline, scored, due, step, check=self._check)
         if self._listen is not None:
             self._listen(scored.view.layer, scored.view, made, step)
-        kept = self._kept(pipeline, state, scored, made, quota)
+        kept = self._kept(pipeline, state, scored, made, due)
         if pipeline.recall is not None:
             state.release(scored.view, made, kept, self.ops)
-        state.apply(scored.view, made, kept, quota)
+        state.apply(scored.view, made, kept)
+        state.exceeded = np.where(over, np.maximum(kept - due, 0).sum(axis=1), state.exceeded)
+        if step.phase is Phase.PREFILL:
+            state.prompt_quota = np.where(over[:, None], quota, state.prompt_quota)
+            state.prompt_kept = state.held
 
     def _kept(self, pipeline: Pipeline, state: Layer, scored: Scored, made: Plan, quota: HeadCounts) -> HeadCounts:
         """Rows kept by each head: counted, or, unchecked, known in advance from the quota and `TopK`."""

@@ -14,9 +14,9 @@ import numpy as np
 
 from . import _engine
 from ._errors import CacheError
-from ._layer import Layer
+from ._layer import Layer, why_settled
 from ._planner import Listener, Planner, in_slots
-from ._policy import Policy
+from ._policy import Pipeline, Policy
 from ._protocols import Ahead, Backend, Bounded
 from ._types import Array, CacheView, Counts, Phase, Queries, Rotate, Rows, Step
 from .report import Report
@@ -118,8 +118,9 @@ class Session:
         """
         state = self._layers[layer]
         state.begin(keys, values)
+        state.phase = self._phase(now)
         view = state.append(Rows(keys, values, now.positions, now.valid, now.columns), now.tokens)
-        if self._phase(now) is Phase.PREFILL:
+        if state.phase is Phase.PREFILL:
             state.prompt = state.prompt + now.tokens
         state.view = in_slots(view, self._turn, self.ops)
         return state.view
@@ -157,7 +158,10 @@ class Session:
         if columns:
             state.store.observe(columns)
             view = view.with_columns(columns)
+            state.settle("observed")
         state.queries = self._remembered(step, goes_on)
+        if state.queries is not None:
+            state.settle("windowed")
         if goes_on:
             return  # a chunk of a prompt
         pipeline = self.policy.prefill if step.phase is Phase.PREFILL else self.policy.decode
@@ -165,6 +169,8 @@ class Session:
             self._planner.run(pipeline, state, view, step)
         if step.phase is Phase.PREFILL:
             state.prompt_kept = state.held
+            if self._pipelines:
+                state.settle("counted")
             decode = self.policy.decode
             if decode is not None and isinstance(decode.schedule, Bounded) and isinstance(decode.allocate, Ahead):
                 limit = np.broadcast_to(np.asarray(decode.schedule.limit(step), np.int64), step.seen.shape)
@@ -175,6 +181,37 @@ class Session:
         chosen = self.ops.host(index) if not isinstance(index, np.ndarray) else index
         for state in self._layers:
             state.select_batch(index, chosen)
+
+    def crop(self, length: int) -> None:
+        """Go back to the first ``length`` tokens, padding included, exactly as if no more had come.
+
+        Assisted decoding takes back what was guessed wrong. What a token does to other rows cannot be undone, so this
+        is refused where one that is to go was part of a plan, was observed or remembered by a scorer, called rows back
+        from the archive, or ends a prompt that a pipeline counts from. To go back to no token at all is `clear`, and
+        always possible.
+
+        Raises:
+            CacheError: if it would not be exact, in the middle of a pass, or if there are fewer tokens; nothing has
+                changed then.
+        """
+        present = self.length() if self._layers else 0
+        if any(state.length != present or state.view is not None for state in self._layers):
+            raise CacheError(f"crop({length}) in the middle of a pass: let every layer append and advance() first.")
+        if not 0 <= length <= present:
+            raise CacheError(f"crop({length}): {present} tokens have passed, so length must be in 0 .. {present}.")
+        if length == present:
+            return
+        if length == 0:
+            self.clear()
+            return
+        last = max(self._layers, key=lambda state: state.settled)
+        if length < last.settled:
+            raise CacheError(
+                f"crop({length}): {why_settled(last, self._pipelines)}, so the tokens up to {last.settled} cannot be "
+                f"taken back. Hint: crop({last.settled}) or more, or clear() and give the first {length} tokens again."
+            )
+        for state in self._layers:
+            state.crop(length, self.ops)
 
     def clear(self) -> None:
         """Start over as a new request."""
@@ -195,8 +232,12 @@ class Session:
             layers=tuple(state.report(self.ops) for state in self._layers),
         )
 
+    @property
+    def _pipelines(self) -> list[Pipeline]:
+        return [pipeline for pipeline in (self.policy.prefill, self.policy.decode) if pipeline is not None]
+
     def _new_layer(self, index: int, num_layers: int) -> Layer:
-        recalls = any(p is not None and p.recall is not None for p in (self.policy.prefill, self.policy.decode))
+        recalls = any(pipeline.recall is not None for pipeline in self._pipelines)
         archive = self.ops.store(index, num_layers, on_host=True) if recalls else None
         return Layer(self.ops.store(index, num_layers), archive)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import final
@@ -16,6 +17,7 @@ from ._types import Counts, Phase, Step
 
 __all__ = ["Every", "FixedRows", "KeepRatio", "MemoryBudget", "parse_bytes"]
 
+_MOST = 2**32  # rows of a head: more than any memory holds, and a sum over all heads of a model stays an exact integer
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -47,7 +49,7 @@ class FixedRows(Scheduler, Bounded):
     """Hold at most a fixed number of rows per layer and head.
 
     Args:
-        rows: at least 1.
+        rows: at least 1; `sys.maxsize` or any other number that no request reaches keeps everything.
     """
 
     rows: int
@@ -59,11 +61,11 @@ class FixedRows(Scheduler, Bounded):
 
     def budget(self, step: Step, /) -> int:
         """The constant."""
-        return self.rows
+        return min(self.rows, _MOST)
 
     def limit(self, step: Step, /) -> int:
         """The constant."""
-        return self.rows
+        return self.budget(step)
 
 
 @final
@@ -98,7 +100,7 @@ class MemoryBudget(Scheduler, Bounded):
                 f"MemoryBudget(memory={self.memory!r}): one row per layer and head takes {step.row_bytes} bytes for "
                 f"this request and one more is needed for the incoming token; give at least {2 * step.row_bytes} bytes."
             )
-        return rows
+        return min(rows, _MOST)
 
     def limit(self, step: Step, /) -> int:
         """The same number: it does not change within a request."""
@@ -109,6 +111,8 @@ class MemoryBudget(Scheduler, Bounded):
 @dataclass(frozen=True, slots=True)
 class Every(Scheduler):
     """Act on complete prompts, and while decoding only at every n-th token; between, rows gather above the budget.
+
+    Tokens are counted from the first one decoded on: a further turn does not start the count anew.
 
     Args:
         steps: n, at least 1.
@@ -125,7 +129,7 @@ class Every(Scheduler):
         check_stage("Every", "schedule", self.schedule, Scheduler)
 
     def budget(self, step: Step, /) -> int | Counts | None:
-        """That of the inner schedule, when its turn has come; counted in tokens decoded since the latest prompt."""
+        """That of the inner schedule, when its turn has come: at every n-th token decoded in the whole request."""
         decoded = int((step.seen - step.prompt).max(initial=0))
         if step.phase is Phase.DECODE and decoded % self.steps:
             return None
@@ -142,7 +146,8 @@ def parse_bytes(value: int | str, *, owner: str = "parse_bytes") -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     elif isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B?)\s*", value.upper())):
-        size = int(float(match[1]) * _UNITS.get(match[2], 0))
+        bytes_ = float(match[1]) * _UNITS.get(match[2], 0)
+        size = int(bytes_) if math.isfinite(bytes_) else 0
     if size <= 0:
         raise PolicyError(f'{owner}(memory={value!r}): memory is a positive number of bytes, or text like "64MiB".')
     return size

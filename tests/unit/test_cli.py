@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+import runpy
 import subprocess
 import sys
+import types
+import zipfile
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
@@ -14,6 +20,7 @@ import kvpolicy
 from kvpolicy.cli import _plugins, app
 from kvpolicy.cli._pretty import pretty
 
+Offer = Callable[[str], None]
 WIDE = {"COLUMNS": "160", "TERMINAL_WIDTH": "160"}
 
 
@@ -90,17 +97,50 @@ def test_python_dash_m() -> None:
     assert done.stdout == f"kvpolicy {kvpolicy.__version__}\n"
 
 
+class TestTheModule:
+    """What `python -m kvpolicy` runs, in this process."""
+
+    @pytest.fixture(autouse=True)
+    def anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delitem(sys.modules, "kvpolicy.__main__", raising=False)
+
+    @pytest.mark.parametrize(("word", "code"), [("--version", 0), ("--no-such-option", 2)])
+    def test_it_is_the_command_with_its_exit_code(
+        self, word: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(sys, "argv", ["kvpolicy", word])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_module("kvpolicy", run_name="__main__")
+        assert left.value.code == code
+        assert capsys.readouterr().out == (f"kvpolicy {kvpolicy.__version__}\n" if code == 0 else "")
+
+    def test_importing_it_runs_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(sys, "argv", ["kvpolicy", "--version"])
+        assert importlib.import_module("kvpolicy.__main__").__name__ == "kvpolicy.__main__"
+        assert capsys.readouterr().out == ""
+
+
 class TestPlugins:
     """A package brings a command by an entry point; it is imported only when it runs."""
 
     @pytest.fixture
-    def install(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    def offer(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offer:
+        """Make the command `extra` be what an entry point says, of a module in the temporary folder."""
         monkeypatch.syspath_prepend(tmp_path)
 
+        def offer(value: str) -> None:
+            entry = EntryPoint(name="extra", value=value, group=_plugins.GROUP)
+            monkeypatch.setattr(_plugins, "entry_points", lambda group: EntryPoints([entry]))
+
+        return offer
+
+    @pytest.fixture
+    def install(self, tmp_path: Path, offer: Offer) -> object:
         def install(module: str, source: str) -> None:
             (tmp_path / f"{module}.py").write_text(source, encoding="utf-8")
-            entry = EntryPoint(name="extra", value=f"{module}:extra", group=_plugins.GROUP)
-            monkeypatch.setattr(_plugins, "entry_points", lambda group: EntryPoints([entry]))
+            offer(f"{module}:extra")
 
         return install
 
@@ -117,6 +157,79 @@ class TestPlugins:
         assert code == 0
         assert "Do something extra." in out
         assert "plug_lazy" not in sys.modules
+
+    @pytest.mark.parametrize(
+        ("where", "module"),
+        [
+            ("plug_pack/__init__.py", "plug_pack"),
+            ("plug_deep/part.py", "plug_deep.part"),
+            ("plug_deeper/part/__init__.py", "plug_deeper.part"),
+            ("plug_space/part/command.py", "plug_space.part.command"),  # no __init__ anywhere: a namespace package
+        ],
+    )
+    def test_the_summary_is_found_wherever_a_module_may_lie(
+        self, where: str, module: str, tmp_path: Path, offer: Offer
+    ) -> None:
+        root = tmp_path / where.partition("/")[0]
+        source = tmp_path / where
+        source.parent.mkdir(parents=True)
+        if where.startswith("plug_deep"):
+            (root / "__init__.py").write_text("raise RuntimeError('imported')\n", encoding="utf-8")
+        source.write_text('def extra() -> None:\n    """Do it there.\n\n    At length.\n    """\n', encoding="utf-8")
+        offer(f"{module}:extra")
+        code, out, _ = run("--help")
+        assert code == 0
+        assert "Do it there." in out
+        assert "At length." not in out
+        assert root.name not in sys.modules
+
+    def test_a_summary_in_another_encoding(self, tmp_path: Path, offer: Offer) -> None:
+        text = '# -*- coding: latin-1 -*-\ndef extra() -> None:\n    """Größer."""\n'
+        (tmp_path / "plug_latin.py").write_text(text, encoding="latin-1")
+        offer("plug_latin:extra")
+        assert "Größer." in run("--help")[1]
+
+    @pytest.mark.parametrize(
+        ("value", "content"),
+        [
+            ("plug_dumb:extra", b"def extra(): pass\n"),
+            ("plug_other:extra", b'def another():\n    """Not this."""\n'),
+            ("plug_object:extra", b'class extra:\n    """Not this."""\n'),
+            ("plug_gone:extra", None),
+            ("plug_gone.part:extra", None),
+            ("sys:extra", None),  # has no source
+            ("plug_flat.part:extra", b'def extra():\n    """Not this."""\n'),  # a module has no parts
+            ("plug_broken:extra", b"def extra(:\n"),
+            ("plug_binary:extra", b"\x7fELF\x00\xff\xfe"),
+            ("plug_bytes:extra", b'def extra():\n    """\xff"""\n'),
+        ],
+    )
+    def test_help_stands_whatever_a_plug_in_is(
+        self, value: str, content: bytes | None, tmp_path: Path, offer: Offer
+    ) -> None:
+        if content is not None:
+            (tmp_path / f"{value.partition(':')[0].partition('.')[0]}.py").write_bytes(content)
+        offer(value)
+        code, out, err = run("--help")
+        assert (code, err) == (0, "")
+        assert re.search(r"^\W*extra\W*$", out, re.M)  # its name, and no summary
+        assert run("policies")[0] == 0
+
+    def test_a_summary_is_not_looked_for_in_an_archive(self, tmp_path: Path, offer: Offer, monkeypatch) -> None:
+        with zipfile.ZipFile(tmp_path / "packed.zip", "w") as packed:
+            packed.writestr("plug_zipped.py", 'def extra() -> None:\n    """Say it."""\n    print("zipped")\n')
+        monkeypatch.syspath_prepend(tmp_path / "packed.zip")
+        offer("plug_zipped:extra")
+        assert "Say it." not in run("--help")[1]
+        assert run("extra")[:2] == (0, "zipped\n")
+
+    def test_a_module_without_a_spec(self, offer: Offer, monkeypatch: pytest.MonkeyPatch) -> None:
+        bare = types.ModuleType("plug_bare")  # as a program that was started as a script: `find_spec` refuses it
+        bare.extra = lambda: print("bare")  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "plug_bare", bare)
+        offer("plug_bare:extra")
+        assert run("--help")[0] == 0
+        assert run("extra")[:2] == (0, "bare\n")
 
     def test_missing_dependency_says_what_to_install(self, install) -> None:
         install("plug_poor", 'import no_such_library\n\n\ndef extra() -> None:\n    """Need much."""\n')

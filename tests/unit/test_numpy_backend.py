@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvpolicy._errors import CacheError, PlanError
+from kvpolicy._errors import BackendUnavailableError, CacheError, PlanError
 from kvpolicy._protocols import Backend, Store
 from kvpolicy._types import CacheView, Column, Phase, Plan, Rows, Step
 from kvpolicy.backends.numpy import NumpyBackend
@@ -505,3 +505,17 @@ class TestStore:
         for use in (store.view, lambda: store.observe({}), lambda: store.apply(plan, kept)):
             with pytest.raises(CacheError, match="layer 4 is empty"):
                 use()
+
+
+class TestFromHost:
+    @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64", None])
+    def test_it_is_a_copy_in_the_dtype_named(self, dtype: str | None) -> None:
+        data = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+        made = OPS.from_host(data, dtype=dtype)
+        assert made.dtype == (dtype or "float32")
+        data[:] = 7.0
+        assert made.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+    def test_what_numpy_lacks_is_refused_and_not_replaced(self) -> None:
+        with pytest.raises(BackendUnavailableError, match=r"no dtype 'bfloat16'\. Hint: backend='torch'"):
+            OPS.from_host(np.ones(2), dtype="bfloat16")

@@ -135,6 +135,12 @@ class TestValues:
         with pytest.raises(TypeError):
             RECIPES["mine"] = full  # type: ignore[index]
 
+    def test_the_catalogue_is_every_recipe_that_needs_no_more_than_a_budget(self) -> None:
+        due = {name: RECIPES[name](keep=0.3) for name in BUDGETED if name not in NEEDED}
+        assert kvpolicy.catalogue(keep=0.3) == {"full": full(), **due}
+        with pytest.raises(PolicyError, match="keep=0"):
+            kvpolicy.catalogue(keep=0)
+
     def test_an_exact_fraction_is_a_share(self) -> None:
         request = make_request(prompt=10, steps=3)
         exact, rounded = (drive(h2o(keep=keep), request) for keep in (Fraction(1, 2), 0.5))
@@ -204,6 +210,17 @@ class TestRefusals:
             (lambda: TopK(first=True), "first=True"),
             (lambda: Fold(NearestPosition(), Mean(), keys="no"), "keys='no'"),
             (lambda: Policy(count_bias="no"), "count_bias='no'"),
+            (lambda: h2o(memory="9" * 400), f"memory='{'9' * 400}'"),  # no float reaches it
+            (lambda: h2o(memory="9" * 308 + "KB"), "KB'"),
+            (lambda: kvpolicy.pyramid_kv(keep=0.2, beta=10**400), f"beta={10**400}"),
+            (lambda: kvpolicy.kv_merger(keep=0.2, epsilon=-(10**400)), f"epsilon={-(10**400)}"),
+            (lambda: kvpolicy.d2o(keep=0.2, exempt=3), "exempt=3"),
+            (lambda: kvpolicy.d2o(keep=0.2, exempt=None), "exempt=None"),
+            (lambda: kvpolicy.d2o(keep=0.2, exempt=(1, -1)), "exempt=-1"),
+            (lambda: kvpolicy.head_kv(keep=0.2, table=3), "table=3"),
+            (lambda: kvpolicy.head_kv(keep=0.2, table=None), "table=None"),
+            (lambda: kvpolicy.head_kv(keep=0.2, table=[1, 2]), "table=[1, 2]"),
+            (lambda: kvpolicy.head_kv(keep=0.2, table=[[10**400]]), f"table=[[{10**400}]]"),
         ],
     )
     def test_an_argument_out_of_range(self, make: Callable[[], Any], names: str) -> None:
@@ -240,6 +257,12 @@ class TestRefusals:
             make()
         for name in names:
             assert name in str(caught.value)
+
+    def test_a_table_may_be_of_lists_or_an_array(self) -> None:
+        due = kvpolicy.head_kv(keep=0.2, table=((1, 2), (3, 0.5)))
+        for table in ([[1, 2], [3, 0.5]], np.array([[1, 2], [3, 0.5]])):
+            assert kvpolicy.head_kv(keep=0.2, table=table) == due
+            assert hash(kvpolicy.head_kv(keep=0.2, table=table)) == hash(due)
 
     def test_memory_for_less_than_a_row_names_the_bytes_needed(self) -> None:
         request = make_request(layers=2, heads=2, dim=4, prompt=6, steps=0)
@@ -535,8 +558,17 @@ class TestWrongAnswers:
 
 
 def test_a_fold_needs_its_weights() -> None:
-    with pytest.raises(PlanError, match="weight= and self_weight="):
-        Plan(np.ones((1, 1, 1), bool), into=np.zeros((1, 1, 1, 1), int))
+    keep, into, one = np.ones((1, 1, 1), bool), np.zeros((1, 1, 1, 1), int), np.ones((1, 1, 1))
+    for given in ({}, {"weight": one[..., None]}, {"self_weight": one}):
+        with pytest.raises(PlanError, match="weight= and self_weight="):
+            Plan(keep, into=into, **given)
+
+
+@pytest.mark.parametrize("given", [("key_scale",), ("value_scale",), ("key_scale", "value_scale")])
+def test_a_plan_that_folds_nothing_has_nothing_to_scale(given: tuple[str, ...]) -> None:
+    keep, one = np.ones((1, 1, 1), bool), np.ones((1, 1, 1))
+    with pytest.raises(PlanError, match="needs into= too: only merged rows are scaled"):
+        Plan(keep, **dict.fromkeys(given, one))
 
 
 class TestPackage:
@@ -602,12 +634,12 @@ class TestPackage:
         with pytest.raises(kvpolicy.BackendUnavailableError, match=r"builtins\.list"):
             kvpolicy.backend_for([1.0])
 
-    def test_a_backend_that_is_not_installed_says_how_to_get_it(self) -> None:
-        code = (
-            "import sys; sys.modules['torch'] = None\n"
-            "import kvpolicy\n"
-            "try:\n    kvpolicy.backend_by_name('torch')\n"
-            "except kvpolicy.BackendUnavailableError as error:\n    print(error)\n"
+    def test_a_backend_that_is_not_installed_says_how_to_get_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "torch", None)  # what `import torch` meets where there is none
+        monkeypatch.delitem(sys.modules, "kvpolicy.backends.torch", raising=False)
+        with pytest.raises(kvpolicy.BackendUnavailableError) as caught:
+            kvpolicy.backend_by_name("torch")
+        assert str(caught.value) == (
+            "backend='torch' needs torch, which is not installed. Hint: pip install \"kvpolicy[torch]\"."
         )
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert 'pip install "kvpolicy[torch]"' in ran.stdout
+        assert kvpolicy.backend_by_name("numpy").name == "numpy"

@@ -269,6 +269,19 @@ class TestIsolation:
         for i, request in enumerate((first, second)):
             same_tables(done[i], drive(policy, request).passes[2])
 
+    @pytest.mark.parametrize("backend", ["numpy", "torch"])
+    @pytest.mark.parametrize("cleared", [False, True])
+    def test_batch_rows_chosen_before_the_first_token_change_nothing(self, backend: str, cleared: bool) -> None:
+        policy, request = adore(rows=6, recall=3), make_request(batch=2, prompt=12, steps=2, padding=(0, 3))
+        session, fresh = (Session(policy, backend_by_name(backend), 1) for _ in range(2))
+        if cleared:
+            feed(session, make_request(batch=3, prompt=9, steps=0), 0, 9)
+            session.clear()
+        session.select_batch(to(backend, np.array([2, 0, 0])))
+        assert (session.batch, session.length()) == (0, 0)
+        for start, length in ((0, 12), (12, 1), (13, 1)):
+            same_tables(feed(session, request, start, length), feed(fresh, request, start, length))
+
     def test_a_cleared_session_forgets_layers_that_waited(self) -> None:
         pipeline = Pipeline(schedule=FixedRows(4), score=Recency(), allocate=Pyramid())
         request = make_request(layers=2, prompt=9, steps=1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from driving import table_of
+from driving import table_of, to
 from hypothesis import given
 from hypothesis import strategies as st
 from storing import HEADS, Pair, arriving, kept_by
@@ -187,3 +188,32 @@ def test_an_empty_store_says_so_and_a_cleared_one_is_empty() -> None:
         store.apply(Plan(keep=store.view().valid, registers={"tau": torch.ones(1, 2)}), np.full((1, 2), 3))
         store.clear()
     assert not store.append(arriving("torch", 0, 3)).registers
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize("comes", [APPEND, ONE, JOIN])
+def test_a_column_that_comes_late_is_zero_for_the_rows_before_and_one_left_out_for_those_after(
+    backend: str, comes: str
+) -> None:
+    def later(start: int, name: str, number: int) -> None:
+        rows = arriving(backend, start, 2 if comes == APPEND else 1)
+        rows = replace(rows, columns={name: to(backend, np.full(np.shape(rows.positions), number))})
+        if comes == JOIN:
+            other = backend_by_name(backend).store(0, 1)
+            store.join(other.append(rows), np.ones((1, 2), np.int64))
+        else:
+            store.append(rows)
+
+    store = backend_by_name(backend).store(0, 1)
+    store.append(arriving(backend, 0, 4))
+    keep = np.asarray(store.view().positions) % 2 == 0  # the slots that are filled anew had another row before
+    store.apply(Plan(keep=to(backend, keep)), np.full((1, 2), 2))
+    later(4, "segment", 7)
+    later(6, "other", 9)
+    late = {position: (7, 0) if position < 6 else (0, 9) for position in (4, 5, 6, 7)}
+    for head in range(2):
+        table = table_of(store.view(), 0, head, np.asarray)
+        assert table.positions == ([0, 2, 4, 5, 6, 7] if comes == APPEND else [0, 2, 4, 6])
+        said = zip(table.columns["segment"].tolist(), table.columns["other"].tolist(), strict=True)
+        assert list(said) == [late.get(position, (0, 0)) for position in table.positions]
+        assert table.columns["count"].tolist() == [1] * len(table.positions)

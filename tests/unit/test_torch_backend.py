@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,6 +166,23 @@ class TestCompact:
         view = CacheView(keys, keys, torch.arange(rows)[None, None], torch.ones_like(keep), {})
         plan = Plan(keep, into, torch.ones(1, 1, rows, 1), torch.ones(1, 1, rows))
         assert OPS.compact(view, plan, 1).values.item() == rows
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_what_comes_from_the_host_is_a_copy_in_the_dtype_named(dtype: str) -> None:
+    data = np.arange(6.0).reshape(2, 3)
+    made = OPS.from_host(data.T, dtype=dtype, device="cpu")  # not contiguous
+    assert (made.dtype, made.is_contiguous()) == (getattr(torch, dtype), True)
+    assert made.tolist() == data.T.tolist()
+    data[:] = 7.0
+    assert OPS.host(made).tolist() == [[0, 3], [1, 4], [2, 5]]  # nobody's memory but its own
+    assert OPS.host(made).dtype == ("float32" if dtype == "bfloat16" else dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int64", "float32", "float64"])
+def test_what_comes_from_the_host_keeps_its_own_dtype(dtype: str) -> None:
+    made = OPS.from_host(np.ones((2, 0), dtype))
+    assert (made.dtype, made.shape, made.device.type) == (getattr(torch, dtype), (2, 0), "cpu")
 
 
 def test_it_is_found_by_name_and_prints_as_its_constructor() -> None:

@@ -44,15 +44,29 @@ class ByStrengthAndSkew(Allocator):
 
     def _measure(self, layer: Scored, step: Step) -> tuple[Any, Any]:
         xp = layer.view.xp
-        scores, counts = usable(layer, _image_rows(layer))
-        heads = xp.sum(counts, axis=1)
-        scores = xp.sum(scores, axis=1) / xp.where(heads > 0, heads, xp.ones_like(heads))
-        _, variance, third = moments(scores, xp.astype(heads > 0, scores.dtype), xp)
-        mean = xp.sum(xp.abs(scores), axis=-1) / scores.shape[-1]
+        scores, there = _by_token(layer, *usable(layer, _image_rows(layer)), step)
+        tokens = xp.sum(there, axis=-1)
+        _, variance, third = moments(scores, there, xp)
+        mean = xp.sum(xp.abs(scores), axis=-1) / xp.where(tokens > 0, tokens, xp.ones_like(tokens))
         flat = variance**0.5 <= _NOISE * mean
         skew = xp.where(flat, xp.zeros_like(third), third / xp.where(flat, xp.ones_like(variance), variance) ** 1.5)
         skew = xp.where(skew > _NOISE, skew, xp.zeros_like(skew))
         return tuple(np.maximum(step.ops.host(part), 0.0) for part in (xp.sum(scores, axis=-1), skew))
+
+
+def _by_token(layer: Scored, scores: Array, counts: Array, step: Step) -> tuple[Array, Array]:
+    """The mean over the heads that hold a token, whatever slots they hold it in, [B, N]; and 1.0 where there is one."""
+    view, xp = layer.view, layer.view.xp
+    batch, heads, rows = view.shape
+    places, scores, counts = (xp.reshape(data, (batch, 1, heads * rows)) for data in (view.positions, scores, counts))
+    places = xp.where(counts > 0, places, xp.full_like(places, -1))
+    order = xp.argsort(places, axis=-1)
+    line = xp.take_along_axis(places, order, axis=-1)
+    new = xp.astype(line[..., 1:] != line[..., :-1], xp.int64)
+    number = xp.concat([xp.zeros_like(line[..., :1]), xp.cumulative_sum(new, axis=-1)], axis=-1)
+    token = xp.take_along_axis(number, xp.argsort(order, axis=-1), axis=-1)
+    total, held = (step.ops.segment_sum(data[..., None], token[..., None])[:, 0] for data in (scores, counts))
+    return total / xp.where(held > 0, held, xp.ones_like(held)), xp.astype(held > 0, total.dtype)
 
 
 def _image_rows(layer: Scored) -> Array:

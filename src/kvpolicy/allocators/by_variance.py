@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -36,6 +36,8 @@ class ByVariance(Allocator):
     __repr__ = constructor_repr
 
     def __post_init__(self) -> None:
+        if not isinstance(self.exempt, Iterable):
+            raise PolicyError(f"ByVariance(exempt={self.exempt!r}): exempt takes layer numbers, such as (0, 1).")
         object.__setattr__(self, "exempt", tuple(self.exempt))
         for layer in self.exempt:
             check_count("ByVariance", "exempt", layer)

@@ -36,7 +36,7 @@ class HeadTable(Allocator, Ahead):
     def __post_init__(self) -> None:
         try:
             table = np.asarray(self.table, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             table = np.zeros(0)
         if table.ndim != 2 or not table.size or not np.all(np.isfinite(table)) or np.any(table < 0) or not table.any():
             raise PolicyError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from .._policy import Pipeline, Policy
 from ..allocators import HeadTable
@@ -45,6 +46,6 @@ def head_kv(
         prefill=Pipeline(
             schedule=schedule,
             score=Pooled(WindowMass(window=window), kernel=kernel),
-            allocate=HeadTable(tuple(map(tuple, table))),
+            allocate=HeadTable(cast(tuple[tuple[float, ...], ...], table)),  # makes it one, or says what is wrong
         )
     )

@@ -9,19 +9,33 @@ from ._check import PROFILES, Check, checks_of
 from ._law import ConformanceError, Law
 from ._outcome import Place
 from ._parametrize import parametrize_with_checks
+from .machine import GenerationMachine, generation_machine
+from .model import SlowCache
 from .requests import Request
 from .tables import Table
+from .traces import Crop, Decode, Prefill, Reorder, Reset, Trace, Turn, replay
 
 __all__ = [
     "PROFILES",
     "Check",
     "ConformanceError",
+    "Crop",
+    "Decode",
+    "GenerationMachine",
     "Law",
     "Place",
+    "Prefill",
+    "Reorder",
     "Request",
+    "Reset",
+    "SlowCache",
     "Table",
+    "Trace",
+    "Turn",
     "checks",
     "checks_of",
+    "generation_machine",
     "parametrize_with_checks",
+    "replay",
     "strategies",
 ]

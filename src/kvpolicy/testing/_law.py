@@ -14,6 +14,7 @@ from ._reproducer import reproducer
 from ._subject import KINDS, Example, Subject, subject_of
 from .requests import Request
 from .tables import Table
+from .traces import Trace
 
 __all__ = ["ARRAYS", "MERGERS", "PLANNERS", "STAGES", "ConformanceError", "Law", "law"]
 
@@ -63,7 +64,7 @@ class Law:
     after: tuple[str, ...]
     effort: float
     least: Mapping[str, int]
-    on: type[Table] | type[Request] | None
+    on: type[Table | Request | Trace] | None
     unless: Callable[[Subject], str | None]
     function: Callable[[Subject, Any], None]
 
@@ -75,7 +76,7 @@ class Law:
     def __repr__(self) -> str:
         return f"checks.{self.name}"
 
-    def example_type(self, subject: Subject) -> type[Table] | type[Request]:
+    def example_type(self, subject: Subject) -> type[Table | Request | Trace]:
         """What it is tried on."""
         return self.on or (Request if subject.kind.name == "Policy" else Table)
 
@@ -97,7 +98,10 @@ class Law:
             ConformanceError: if the law does not hold.
             PolicyError: if it says nothing about the component, or is tried on another kind of example.
         """
-        subject = subject_of(component, backend)
+        self.hold(subject_of(component, backend), component, example, backend)
+
+    def hold(self, subject: Subject, component: Any, example: Example, backend: str) -> None:
+        """Try it on a subject, which may remember what earlier laws saw."""
         if (silent := self.silent_about(subject)) is not None:
             raise PolicyError(f"checks.{self.name}({component!r}, ...): the law does not apply ({silent}).")
         if not isinstance(example, wanted := self.example_type(subject)):
@@ -129,7 +133,7 @@ def law(
     after: tuple[str, ...] = (),
     effort: float = 1.0,
     least: Mapping[str, int] = MappingProxyType({}),
-    on: type[Table] | type[Request] | None = None,
+    on: type[Table | Request | Trace] | None = None,
     unless: Callable[[Subject], str | None] = lambda _: None,
 ) -> Callable[[Callable[[Subject, Any], None]], Law]:
     """Make a function of a `Subject` and an example a law about these kinds."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
@@ -16,14 +16,16 @@ from ..backends import BACKENDS, backend_by_name
 from ..schedulers import FixedRows
 from . import _drivers
 from ._drivers import Chosen, Planned
+from ._memo import Memo
 from ._outcome import Outcome
 from ._scene import Scene
 from .requests import Request, Stream
 from .tables import Table
+from .traces import Trace
 
 __all__ = ["KINDS", "Example", "Kind", "Subject", "kind_of", "place_of", "subject_of"]
 
-Example = Table | Request
+Example = Table | Request | Trace
 
 
 @final
@@ -70,12 +72,19 @@ class Subject:
         kind: which protocol it has.
         ops: the backend.
         device: for that backend; None: its default.
+        memo: what earlier laws made of the same examples; None: nothing is remembered.
     """
 
     component: Any
     kind: Kind
     ops: Backend
     device: str | None = None
+    memo: Memo | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def where(self) -> str:
+        """The backend by name, with its device: ``"torch:cuda"``."""
+        return self.ops.name if self.device is None else f"{self.ops.name}:{self.device}"
 
     def fresh(self) -> Any:
         """A copy that has never run."""
@@ -83,37 +92,54 @@ class Subject:
 
     def arrays(self, example: Example) -> Scene | Stream:
         """An example's arrays, with whatever columns the component says it needs."""
-        if isinstance(example, Request):
-            return example.build()
-        return example.build().needing(getattr(self.component, "needs", ()))
+
+        def made() -> Scene | Stream:
+            if isinstance(example, Request):
+                return example.build()
+            assert isinstance(example, Table)
+            return example.build().needing(getattr(self.component, "needs", ()))
+
+        return made() if self.memo is None else self.memo.arrays(example, made)
 
     def run(self, arrays: Scene | Stream, component: Any = None, **options: Any) -> Outcome:
         """What the component, or this copy of it, makes of the arrays."""
-        copied = self.fresh() if component is None else component
-        return self.kind.run(copied, arrays, self.ops, self.device, **options)
 
-    def plans(self, arrays: Scene | Stream) -> Iterator[Planned]:
+        def made() -> Outcome:
+            copied = self.fresh() if component is None else component
+            return self.kind.run(copied, arrays, self.ops, self.device, **options)
+
+        if self.memo is None or component is not None or options:
+            return made()
+        return self.memo.recall("run", arrays, made)
+
+    def plans(self, arrays: Scene | Stream) -> Sequence[Planned]:
         """Every plan that it makes, with its table."""
-        if isinstance(arrays, Scene):
-            yield from _drivers.plans_of_merger(self.fresh(), arrays, self.ops, self.device)
-            return
-        plans: list[Planned] = []
-        _drivers.requested(self.fresh(), arrays, self.ops, self.device, plans.append)
-        yield from plans
 
-    def selections(self, arrays: Scene | Stream) -> Iterator[Chosen]:
+        def made() -> Sequence[Planned]:
+            if isinstance(arrays, Scene):
+                return list(_drivers.plans_of_merger(self.fresh(), arrays, self.ops, self.device))
+            plans: list[Planned] = []
+            _drivers.requested(self.fresh(), arrays, self.ops, self.device, plans.append)
+            return plans
+
+        return made() if self.memo is None else self.memo.recall("plans", arrays, made)
+
+    def selections(self, arrays: Scene | Stream) -> Sequence[Chosen]:
         """Every selection that it makes."""
-        if isinstance(arrays, Scene):
-            yield from _drivers.selections_of_selector(self.fresh(), arrays, self.ops, self.device)
-        else:
-            yield from _drivers.selections_of_policy(self.fresh(), arrays, self.ops, self.device)
+
+        def made() -> Sequence[Chosen]:
+            if isinstance(arrays, Scene):
+                return list(_drivers.selections_of_selector(self.fresh(), arrays, self.ops, self.device))
+            return _drivers.selections_of_policy(self.fresh(), arrays, self.ops, self.device)
+
+        return made() if self.memo is None else self.memo.recall("selections", arrays, made)
 
     def as_policy(self) -> Subject:
         """A scorer as a policy that goes by it, for the prompt and while decoding."""
         if self.kind.name == "Policy":
             return self
         pipeline = _drivers.hosted(schedule=FixedRows(3), score=self.component)
-        return replace(self, component=Policy(prefill=pipeline, decode=pipeline), kind=KINDS["Policy"])
+        return replace(self, component=Policy(prefill=pipeline, decode=pipeline), kind=KINDS["Policy"], memo=None)
 
     def has(self, dtype: str) -> bool:
         """Whether its backend has this dtype."""
@@ -125,7 +151,7 @@ class Subject:
 
     def elsewhere(self, backend: str) -> Subject:
         """The same component on another backend's default device."""
-        return replace(self, ops=backend_by_name(backend), device=None)
+        return replace(self, ops=backend_by_name(backend), device=None, memo=None)
 
 
 def subject_of(component: Any, backend: str = "torch") -> Subject:

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvpolicy import (
     IMAGE,
     AdaptiveHeads,
+    BySparsity,
     ByStrengthAndSkew,
     ByVariance,
     CacheView,
     Column,
+    FixedRows,
     HeadTable,
     LikePrompt,
+    MissingColumnError,
     Nested,
     Phase,
+    Pipeline,
     PolicyError,
     Pyramid,
+    Recency,
     Scored,
     Step,
     Uniform,
@@ -194,6 +201,47 @@ class TestByStrengthAndSkew:
         assert rows.tolist() in ([5, 1], [4, 2])
         assert rows.sum() == 6
 
+    @pytest.mark.parametrize("images", [0, 3], ids=["no image", "an image"])
+    def test_without_segments_all_rows_are_measured_as_in_a_prompt_without_an_image(self, images: int) -> None:
+        scores = np.array([[[[3.0, 0, 0, 1, 1, 1]]], [[[1.0, 1, 1, 9, 9, 9]]]])
+        layers, step = layers_of(scores, images=images)
+        bare = [replace(layer, view=replace(layer.view, columns={})) for layer in layers]
+        told, untold = (quotas(ByStrengthAndSkew(), np.array([3]), given, step).tolist() for given in (layers, bare))
+        assert (told == untold) == (images == 0)
+
+
+def asked(layer: Scored, queries: float, strong: float) -> Scored:
+    """The layer where each valid row was asked so often, and so often with at least a quarter of the attention."""
+    shape, stray = layer.view.shape, ~layer.view.valid * 99.0  # what other rows say is nonsense
+    data = {"strong@0.25": np.full(shape, strong) + stray, "asked_after": np.full(shape, queries) + stray}
+    return replace(layer, view=layer.view.with_columns({name: Column(held) for name, held in data.items()}))
+
+
+class TestBySparsity:
+    def test_layers_share_by_how_many_entries_are_not_negligible(self) -> None:
+        layers, step = layers_of(np.zeros((3, 2, 2, 8)), held=np.array([[[8, 8], [6, 6]]] * 3))
+        # Of 32 entries asked in layer 0 all are strong, in layer 1 half of them, in layer 2 none: the least is 1 %.
+        given = [asked(layer, 4.0, strong) for layer, strong in zip(layers, (4.0, 2.0, 0.0), strict=True)]
+        rows = quotas(BySparsity(0.25), np.array([3, 3]), given, step)
+        shares = 9 * np.array([1, 0.5, 0.01]) / 1.51  # 5.96, 2.98, 0.06
+        assert rows[:, :, 0].T.tolist() == [np.round(shares).tolist()] * 2
+        assert (rows[..., 0] == rows[..., 1]).all()
+
+    def test_a_layer_that_nobody_asked_counts_as_the_sparsest(self) -> None:
+        layers, step = layers_of(np.zeros((2, 1, 1, 100)))
+        given = [asked(layer, number, number) for layer, number in zip(layers, (1.0, 0.0), strict=True)]
+        assert quotas(BySparsity(0.25), np.array([50]), given, step).ravel().tolist() == [99, 1]
+
+    def test_a_column_that_is_not_there_is_named(self) -> None:
+        layers, step = layers_of(np.zeros((2, 1, 1, 4)))
+        with pytest.raises(MissingColumnError, match=r"BySparsity needs column 'strong@0\.01'"):
+            BySparsity().allocate(np.array([2]), layers, step)
+
+    @pytest.mark.parametrize("threshold", [0, 1.5, "x", True, float("nan")])
+    def test_bad_thresholds(self, threshold: Any) -> None:
+        with pytest.raises(PolicyError, match="threshold"):
+            BySparsity(threshold)
+
 
 class TestHeadTable:
     def test_shares_of_the_whole_model(self) -> None:
@@ -211,6 +259,16 @@ class TestHeadTable:
         with pytest.raises(PolicyError, match="rectangle"):
             HeadTable(table)
 
+    def test_a_table_of_layers_is_nested_over_heads_that_compete(self) -> None:
+        scores = np.zeros((2, 1, 2, 100))
+        scores[:, :, 0] = 1.0  # of the layers' rows, as many as there are best ones go to the first head
+        layers, step = layers_of(scores)
+        nested = Nested(layers=HeadTable(((3, 3), (1, 1))), heads=AdaptiveHeads(floor=0.0))
+        assert quotas(nested, np.array([10]), layers, step).tolist() == [[[30, 0]], [[10, 0]]]
+        uneven = Nested(layers=HeadTable(((3, 2), (1, 1))), heads=AdaptiveHeads())
+        with pytest.raises(PolicyError, match="different budgets"):
+            quotas(uneven, np.array([10]), layers, step)
+
 
 class TestLikePrompt:
     def test_it_keeps_the_proportions(self) -> None:
@@ -222,6 +280,51 @@ class TestLikePrompt:
     def test_without_a_plan_it_is_uniform(self) -> None:
         _, step = layers_of(np.zeros((2, 1, 2, 30)))
         assert LikePrompt().ahead(np.array([6]), 1, 2, 2, step).tolist() == [[6, 6]]
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_nested_takes_the_shares_of_layers_from_either_library(kind: str) -> None:
+    class Thirds:
+        whole_model = True
+
+        def allocate(self, budget: np.ndarray, layers: list[Scored], step: Step) -> list[object]:
+            made = [np.repeat(budget[:, None] + more, 2, axis=1) for more in (1, -1)]
+            return [torch.tensor(rows) for rows in made] if kind == "tensor" else made
+
+    layers, step = layers_of(np.random.default_rng(0).exponential(size=(2, 1, 2, 8)))
+    step = replace(step, ops=backend_by_name("torch" if kind == "tensor" else "numpy"))
+    rows = Nested(layers=Thirds(), heads=Uniform()).allocate(np.array([3]), layers, step)
+    assert [np.asarray(quota).tolist() for quota in rows] == [[[4, 4]], [[2, 2]]]
+
+
+@dataclass(frozen=True)
+class Needy:
+    """Allocates evenly, and says that it reads these columns."""
+
+    needs: tuple[str, ...]
+    whole_model: bool = False
+
+    def allocate(self, budget: np.ndarray, layers: list[Scored], step: Step) -> Any:
+        return Uniform().allocate(budget, layers, step)
+
+
+@pytest.mark.parametrize(
+    ("nested", "needs"),
+    [
+        (Nested(layers=Pyramid(), heads=AdaptiveHeads()), ()),
+        (Nested(layers=BySparsity(), heads=AdaptiveHeads()), BySparsity().needs),
+        (Nested(layers=Pyramid(), heads=Needy(("a",))), ("a",)),
+        (Nested(layers=Needy(("a", "b")), heads=Needy(("c",))), ("a", "b", "c")),
+    ],
+    ids=repr,
+)
+def test_nested_needs_what_either_needs_and_a_pipeline_checks_it(nested: Nested, needs: tuple[str, ...]) -> None:
+    assert nested.needs == needs
+    if not needs:
+        Pipeline(schedule=FixedRows(4), score=Recency(), allocate=nested)
+        return
+    with pytest.raises(PolicyError, match=rf"Nested\(.*needs the column '{needs[0]}', which Recency"):
+        Pipeline(schedule=FixedRows(4), score=Recency(), allocate=nested)
 
 
 def test_nested_refuses_what_cannot_work() -> None:

@@ -277,3 +277,42 @@ class TestNearestPosition:
                     min(open_to, key=lambda n: abs(int(position[n] - position[s])), default=-1) if s in gone else -1
                 )
                 assert into[b, h, s, 0] == target
+
+
+@dataclass(frozen=True)
+class Told:
+    """Both halves of a fold, answering what they are told to."""
+
+    answer: Any
+    needs_similarity: bool = False
+
+    def __repr__(self) -> str:
+        return "Told()"
+
+    def assign(self, scored: Scored, selection: Selection, step: Step, /) -> Any:
+        return self.answer
+
+    def weigh(self, scored: Scored, selection: Selection, assignment: Assignment, step: Step, /) -> Any:
+        return self.answer
+
+
+class TestFold:
+    """A half that answers something else is named, with the type of what it gave."""
+
+    @pytest.mark.parametrize("answer", [None, np.zeros((1, 1, 9, 1), np.int64), Selection(np.ones((1, 1, 9), bool))])
+    def test_an_assigner(self, answer: Any) -> None:
+        scene = make_scene()
+        with pytest.raises(PlanError, match=rf"Told\(\)\.assign\(\) returned a {type(answer).__name__}, not an"):
+            Fold(Told(answer), Mean()).merge(scene.scored, scene.selection, scene.asked)
+
+    @pytest.mark.parametrize("answer", [None, (1.0, 1.0), Assignment(np.zeros((1, 1, 9, 1), np.int64))])
+    def test_a_weigher(self, answer: Any) -> None:
+        scene = make_scene()
+        with pytest.raises(PlanError, match=rf"Told\(\)\.weigh\(\) returned a {type(answer).__name__}, not Wei"):
+            Fold(NearestPosition(), Told(answer)).merge(scene.scored, scene.selection, scene.asked)
+
+    def test_an_assigner_that_leaves_out_the_similarity_is_told_before_the_weigher_runs(self) -> None:
+        scene = make_scene()
+        silent = Told(Assignment(np.full((*scene.view.shape, 1), -1)))
+        with pytest.raises(PlanError, match=r"Told\(\) weighs by similarity, and Told\(\) gave none"):
+            Fold(silent, Told(None, needs_similarity=True)).merge(scene.scored, scene.selection, scene.asked)

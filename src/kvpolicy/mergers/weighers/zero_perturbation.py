@@ -59,8 +59,9 @@ class ZeroPerturbation(Weigher):
         tokens = xp.where(merged, count + summed(share, into, step), one)
         due = top + xp.log(total / tokens)
         got = (own * logit + summed(paid * each, into, step)) / total
-        scale = due / xp.where(got != 0, got, one)
-        fits = merged & (got != 0) & (scale >= 1 / self.limit) & (scale <= self.limit)
+        near = merged & (got != 0) & (xp.abs(due) <= self.limit * xp.abs(got))  # else the quotient may overflow
+        scale = due / xp.where(near, got, one)
+        fits = near & (scale >= 1 / self.limit)
         return replace(normalised(paid, own, assignment, step), key_scale=xp.where(fits, scale, one))
 
 

@@ -11,6 +11,7 @@ from .._law import ConformanceError, Law
 from .budgets import budget_exact, dominance, idempotent, limit_holds, monotone_budget, noop_within_budget
 from .history import chunk_invariant, deterministic, immutable, request_isolated, thread_safe
 from .merging import anchor_unchanged, merge_convex, merge_linear, merge_mass
+from .model import agrees_with_model
 from .numbers import agrees_with_numpy, dtype_stable
 from .structure import (
     finite,
@@ -56,6 +57,7 @@ LAWS: Mapping[str, Law] = MappingProxyType(
             chunk_invariant,
             dtype_stable,
             agrees_with_numpy,
+            agrees_with_model,
             thread_safe,
             immutable,
         )
@@ -66,6 +68,7 @@ __all__ = [
     "LAWS",
     "ConformanceError",
     "Law",
+    "agrees_with_model",
     "agrees_with_numpy",
     "anchor_unchanged",
     "batch_independent",

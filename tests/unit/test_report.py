@@ -1,0 +1,25 @@
+"""How a report prints."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvpolicy.report import format_bytes
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (2**20, "1.0 MiB"),
+        (2**30 - 2**20, "1023.0 MiB"),
+        (2**30, "1.00 GiB"),
+        (5 * 2**28, "1.25 GiB"),
+        (2**40, "1024.00 GiB"),  # there is no larger unit
+    ],
+)
+def test_bytes_are_printed_in_the_largest_unit_that_they_fill(size: int, text: str) -> None:
+    assert format_bytes(size) == text
