@@ -66,4 +66,32 @@ say "kvpolicy demo"
 }
 "$bin/python" -c "from PIL import Image; Image.open('tmp.png').verify()"
 
+say "kvpolicy check without the conformance kit's libraries says what to install"
+if "$bin/kvpolicy" check h2o >check.log 2>&1 || ! tr -s ' \n' ' ' <check.log | grep -qF 'kvpolicy[testing]'; then
+    cat check.log >&2
+    exit 1
+fi
+
+say "a third party's project, with kvpolicy[testing]"
+cp -R "$root/examples/own_policies" "$work/own_policies"
+pip install -c "$root/constraints.txt" "kvpolicy[hf,testing] @ file://$wheel" "$work/own_policies[test]"
+pip check
+"$bin/pytest" --help >help.txt
+grep -q -- --kvpolicy-backend help.txt
+
+say "its tests: its policies conform"
+(cd "$work/own_policies" && CI=true "$bin/pytest" -q)
+
+say "kvpolicy check: a scorer keeps every law, and a merger that adds breaks one"
+"$bin/kvpolicy" check own_policies:LoudValues >check.log || {
+    cat check.log >&2
+    exit 1
+}
+status=0
+"$bin/kvpolicy" check own_policies:AddValues --backend numpy >check.log || status=$?
+if [ "$status" != 1 ] || ! grep -qx 'broken: merge_convex' check.log; then
+    cat check.log >&2
+    exit 1
+fi
+
 say "ok"

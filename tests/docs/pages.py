@@ -9,7 +9,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-_BLOCK = re.compile(r"^(?:<!-- skip: (?P<skip>[^\n]+) -->\n+)?```python[^\n]*\n(?P<code>.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(
+    r"^(?:<!-- skip: (?P<skip>[^\n]+) -->\n+)?```python(?: title=\"(?P<title>[\w.]+)\")?[^\n]*\n(?P<code>.*?)^```$",
+    re.M | re.S,
+)
 
 
 @dataclass(frozen=True)
@@ -20,20 +23,26 @@ class Block:
         code: its text.
         line: the line of the page on which the code begins.
         skip: why it is not run; empty if it is.
+        title: the file that it is, for later blocks to import from; empty if it is none.
     """
 
     code: str
     line: int
     skip: str
+    title: str = ""
 
 
 def blocks(page: Path) -> list[Block]:
     """The python blocks of a page, in order."""
     text = page.read_text(encoding="utf-8")
     return [
-        Block(match["code"], text.count("\n", 0, match.start("code")) + 1, match["skip"] or "")
+        Block(match["code"], _line(text, match.start("code")), match["skip"] or "", match["title"] or "")
         for match in _BLOCK.finditer(text)
     ]
+
+
+def _line(text: str, at: int) -> int:
+    return text.count("\n", 0, at) + 1
 
 
 def name(page: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import is_hypothesis_test
 from pages import PAGES, ROOT, Block, blocks, name
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -49,11 +51,23 @@ def namespace() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=name)
-def test_every_block_of_a_page_runs(page: Path, namespace: dict[str, Any]) -> None:
-    for block in blocks(page):
-        code = _compiled(block, page)
-        if not block.skip:
-            exec(code, namespace)
+def test_every_block_of_a_page_runs(
+    page: Path, namespace: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    modules = {Path(block.title).stem for block in blocks(page) if block.title}
+    try:
+        for block in blocks(page):
+            code = _compiled(block, page)
+            if block.title:
+                (tmp_path / block.title).write_text(block.code, encoding="utf-8")
+            if not block.skip:
+                exec(code, namespace)
+        for test in [value for value in namespace.values() if is_hypothesis_test(value)]:
+            test()
+    finally:
+        for module in modules:
+            sys.modules.pop(module, None)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -73,6 +87,12 @@ def test_the_scorer_is_the_one_in_the_examples(page: Path) -> None:
     example = (ROOT / "examples" / "02_own_scorer.py").read_text(encoding="utf-8")
     (shown,) = [code for block in blocks(page) if (code := _class("LoudValues", block.code))]
     assert shown == _class("LoudValues", example)
+
+
+def test_the_scorer_is_the_one_of_the_project() -> None:
+    project = ROOT / "examples" / "own_policies" / "src" / "own_policies" / "scorers.py"
+    (shown,) = [code for block in blocks(ROOT / "README.md") if (code := _class("LoudValues", block.code))]
+    assert shown == _class("LoudValues", project.read_text(encoding="utf-8"))
 
 
 def test_the_scorer_is_short() -> None:

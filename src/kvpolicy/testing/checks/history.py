@@ -35,7 +35,7 @@ def chunk_invariant(subject: Subject, example: Example) -> None:
     compare(asked.run(stream.chunked(size)), asked.run(stream), what=due, tolerance=1e-9)
 
 
-@law(*_EVERYTHING)
+@law(*_EVERYTHING, effort=0.4)
 def deterministic(subject: Subject, example: Example) -> None:
     """f(x) = f(x), bit for bit: chance comes from a seed, never from the clock or a shared generator."""
     arrays = subject.arrays(example)
@@ -43,7 +43,7 @@ def deterministic(subject: Subject, example: Example) -> None:
     compare(other, one, what="the first of two equal runs")
 
 
-@law(*_EVERYTHING, after=("deterministic",))
+@law(*_EVERYTHING, after=("deterministic",), effort=0.6)
 def request_isolated(subject: Subject, example: Example) -> None:
     """f(y) after f(x) = f(y): nothing that one request leaves behind reaches the next."""
     first, second = subject.arrays(example), subject.arrays(_another(example))
@@ -67,7 +67,7 @@ def thread_safe(subject: Subject, example: Example) -> None:
         compare(got, alone, what="the same request in a single thread", tolerance=_CLOSE)
 
 
-@law(*_EVERYTHING, after=("deterministic", "request_isolated", "thread_safe"))
+@law(*_EVERYTHING, after=("deterministic", "request_isolated", "thread_safe"), effort=0.4)
 def immutable(subject: Subject, example: Example) -> None:
     """f(x) leaves f as it was: equal, with the same hash and repr, and its copy does as it does."""
     component = subject.fresh()

@@ -121,7 +121,7 @@ class _Given:
         return self._selection
 
 
-@law(*STAGES, "Backend", structural=True)
+@law(*STAGES, "Backend", structural=True, effort=0.6)
 def unmutated(subject: Subject, example: Example) -> None:
     """What a stage is given is the same, bit for bit, after it has run."""
     scene = subject.arrays(example)
