@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, final
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
@@ -109,11 +109,11 @@ class Check:
 
 def examples_of(law: Law, subject: Subject, sizes: Mapping[str, int]) -> st.SearchStrategy[Any]:
     """What a law is tried on for this component."""
+    sizes = {name: size for name, size in sizes.items() if name in _sizes(law, subject)}
     if law.example_type(subject) is Trace:
         return traces(**sizes)
     if law.example_type(subject) is Request:
-        fixed = {name: size for name, size in sizes.items() if name != "tokens"}
-        return strategies.requests(least=law.least, **fixed)
+        return strategies.requests(least=law.least, **sizes)
     # Layer by layer but for these, which compare layers: one is enough.
     layers = {} if subject.kind.name in ("ImportanceScorer", "Allocator") else {"layers": 1}
     return strategies.tables(least=law.least, **{**layers, **sizes})
@@ -144,11 +144,20 @@ def checks_of(
             out[name] = silent
             continue
         out[name] = Check(law, component, subject, backend, profile, given_sizes, reasons.pop(name, None))
+    known = sorted({name for law in LAWS.values() if not law.silent_about(subject) for name in _sizes(law, subject)})
+    for name in given_sizes:
+        if name not in known:
+            raise PolicyError(f"sizes: {name!r} is no size of an example for {component!r}.{closest(name, known)}")
     for name in reasons:
         if name not in LAWS:
             raise PolicyError(f"expected failure of {name!r}: there is no such law.{closest(name, LAWS)}")
         raise PolicyError(f"expected failure of {name!r}: it does not apply to {component!r} ({out[name]}).")
     return out
+
+
+def _sizes(law: Law, subject: Subject) -> set[str]:
+    """What can be fixed of the examples of a law."""
+    return {each.name for each in fields(law.example_type(subject))}
 
 
 def _too_small(law: Law, sizes: Mapping[str, int]) -> str | None:

@@ -302,7 +302,7 @@ MUTANTS = (
     Mutant("into-any-neighbour", IntoAnyNeighbour, law="sources_evicted", also=("unmutated",)),
     Mutant("padding-folds", PaddingFolds, law="no_padding", also=("unmutated",)),
     Mutant("keeps-the-latest", KeepsTheLatest, law="keeps_selected", backends=("numpy",)),
-    Mutant("nearest-slot", NearestSlot, law="slot_equivariant", sizes=COMPETING),
+    Mutant("nearest-slot", NearestSlot, law="slot_equivariant"),
     Mutant("even-positions", EvenPositions, law="padding_invariant"),
     Mutant("weights-in-cache-dtype", SquaresInCacheDtype, law="dtype_stable", sizes={"vectors": "dominant"}),
     Mutant("merges-by-dice", SharedDice, law="deterministic", backends=("numpy",), also=BY_CHANCE),

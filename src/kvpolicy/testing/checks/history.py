@@ -111,6 +111,9 @@ def _state(component: Any) -> Mapping[str, Any]:
 
 
 def _equal(one: Any, other: Any) -> bool:
+    """Part by part, so that an instance without an equality of its own equals its copy."""
+    if one is other:
+        return True
     if type(one) is not type(other):
         return False
     if isinstance(one, Mapping):
@@ -119,9 +122,9 @@ def _equal(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))
     if hasattr(one, "__array__") or hasattr(one, "__dlpack__"):
         return bool(np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f"))
-    if hasattr(one, "__dict__") and "__eq__" not in _own(one):
-        return _equal(vars(one), vars(other))
-    return bool(one == other)
+    if state := _state(one):
+        return _equal(state, _state(other))
+    return "__eq__" not in _own(one) or bool(one == other)
 
 
 def _own(value: Any) -> set[str]:
