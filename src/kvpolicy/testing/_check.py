@@ -21,12 +21,15 @@ from ._subject import Subject, subject_of
 from .checks import LAWS
 from .machine import traces
 from .requests import Request
+from .tables import Table
 from .traces import Trace
 
 __all__ = ["PROFILES", "Check", "checks_of", "default_profile", "examples_of"]
 
 # Examples for each law.
 PROFILES: Mapping[str, int] = {"dev": 25, "ci": 50, "nightly": 1000}
+
+_REQUESTS = 0.5  # of the examples, where each is a whole request of several passes
 
 # One seed a process: laws that draw alike then see the same examples, and share what a component made of them.
 _SEED = secrets.randbits(32)
@@ -73,7 +76,8 @@ class Check:
         if component is not self.component:
             raise PolicyError(f"this check is about {self.component!r}; it was called with {component!r}.")
         found: list[ConformanceError] = []
-        examples = round(PROFILES[self.profile] * self.law.effort) * (20 if self.expected else 1)
+        share = self.law.effort * (1.0 if self.law.example_type(self.subject) is Table else _REQUESTS)
+        examples = max(1, round(PROFILES[self.profile] * share)) * (20 if self.expected else 1)
 
         @settings(
             max_examples=examples,

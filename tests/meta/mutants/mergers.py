@@ -8,7 +8,7 @@ from typing import Any
 
 from kvpolicy import Assignment, CacheView, Plan, Scored, Selection, Step, Weights
 
-from ._mutant import BY_CHANCE, COMPETING, Mutant
+from ._mutant import BY_CHANCE, Mutant
 
 __all__ = ["MUTANTS", "TWINS"]
 
