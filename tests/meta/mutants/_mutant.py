@@ -16,6 +16,8 @@ COMPETING = {"tokens": 8, "quota": 3}
 
 # What laws say of a component that gives another answer every time: each compares two answers.
 BY_CHANCE = (
+    "thread_safe",
+    "request_isolated",
     "monotone_budget",
     "merge_linear",
     "slot_equivariant",

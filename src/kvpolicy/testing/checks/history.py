@@ -35,7 +35,7 @@ def chunk_invariant(subject: Subject, example: Example) -> None:
     compare(asked.run(stream.chunked(size)), asked.run(stream), what=due, tolerance=1e-9)
 
 
-@law(*_EVERYTHING, effort=0.4)
+@law(*_EVERYTHING)
 def deterministic(subject: Subject, example: Example) -> None:
     """f(x) = f(x), bit for bit: chance comes from a seed, never from the clock or a shared generator."""
     arrays = subject.arrays(example)
