@@ -883,6 +883,10 @@ class TestCommand:
             ("kit_stages:Fine --law finit", "--law finit: there is no such law. Hint: finite."),
             ("kit_stages:Fine --size heads", "--size heads: it takes name=value."),
             ("kit_stages:Fine --size heads=0", "--size heads=0: a size is an integer >= 1."),
+            (
+                "kit_stages:Fine --size colour=3",
+                "sizes: 'colour' is no size of an example for Fine(rows=3). There are:",
+            ),
             ("kit_stages:Fine --size dim=3", "Table(dim=3): dim must be even. Hint: 4."),
             ("kit_stages:Fine --profile slow", "profile='slow': there are dev, ci, nightly."),
             ("kit_stages:Fine --backend cupy", "backend='cupy': there is no such backend. Known: numpy, torch."),

@@ -79,9 +79,11 @@ class Quick:
             self.law.hold(subject, component, example, self.check.backend)
 
 
-def ordered(component: Any, backend: str, most: int, **known: Any) -> Mapping[str, OrderedCheck | str]:
+def ordered(
+    component: Any, backend: str, most: int, sizes: Mapping[str, Any] | None = None, **known: Any
+) -> Mapping[str, OrderedCheck | str]:
     """All checks in order, on so many examples, and each on one that is known for its law."""
-    about: Mapping[str, Any] = checks_of(component, backend=backend, profile="ci")
+    about: Mapping[str, Any] = checks_of(component, backend=backend, profile="ci", sizes=sizes if THOROUGH else None)
     if not THOROUGH:
         about = {n: c if isinstance(c, str) else Quick(c, most, known.get(n)) for n, c in about.items()}
     return in_order(about)
@@ -125,7 +127,7 @@ class TestEveryMutant:
         assert error is not None
         with mutant.at_work() as component:
             _, names = shown_by(error.script)
-            seen = failures(component, ordered(component, backend, 1, **{mutant.law: names["example"]}))
+            seen = failures(component, ordered(component, backend, 1, mutant.sizes, **{mutant.law: names["example"]}))
         assert seen
         assert set(seen) <= {mutant.law, *mutant.also}
 

@@ -40,7 +40,9 @@ class ByStrengthAndSkew(Allocator):
         """Quotas of all layers, equal for the heads of a layer."""
         measured = [self._measure(layer, step) for layer in layers]
         strength, skew = (np.stack([pair[n] for pair in measured], axis=1) for n in (0, 1))
-        return per_layer((_shares(strength) + _shares(skew)) / 2, budget, layers, step.held)
+        # Rounded, so that layers which differ by what float32 scores are rounded to share an odd row as equals do.
+        weights = np.round((_shares(strength) + _shares(skew)) / 2, 6)
+        return per_layer(weights, budget, layers, step.held)
 
     def _measure(self, layer: Scored, step: Step) -> tuple[Any, Any]:
         xp = layer.view.xp

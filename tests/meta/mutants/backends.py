@@ -356,7 +356,9 @@ MUTANTS = (
     Mutant("centred-over-all-heads", AnchorsOfAllHeads, law="head_independent", also=("agrees_with_numpy",)),
     Mutant("repeated-targets-dropped", LastOneWins, law="agrees_with_numpy"),
     Mutant("count-forgotten", CountForgotten, law="merge_mass", also=("agrees_with_numpy",)),
-    Mutant("columns-not-compacted", ColumnsStay, law="padding_invariant", also=("agrees_with_numpy",)),
+    Mutant(
+        "columns-not-compacted", ColumnsStay, law="padding_invariant", also=("slot_equivariant", "agrees_with_numpy")
+    ),
     Mutant("last-row-lost", LastRowLost, law="rows_unique"),
     Mutant("keys-not-merged", KeysNotMerged, law="agrees_with_numpy"),
     Mutant("own-weight-forgotten", OwnWeightForgotten, law="agrees_with_numpy"),

@@ -195,8 +195,19 @@ MUTANTS = (
         also=("batch_independent",),
     ),
     Mutant("policy-last-chunk-only", lambda: both(score=scorers.LastChunk()), law="chunk_invariant"),
+    Mutant(
+        "policy-gate-of-nothing",
+        lambda: both(merge=kv.Fold(mergers.GateOfNothing(), mergers.Evenly())),
+        law="batch_independent",
+    ),
     # Faults of the engine.
-    Mutant("stale-columns", both, law="agrees_with_numpy", patches=((TorchStore, "_put", stale_columns),)),
+    Mutant(
+        "stale-columns",
+        both,
+        law="agrees_with_numpy",
+        patches=((TorchStore, "_put", stale_columns),),
+        also=("padding_invariant", "chunk_invariant"),
+    ),
     Mutant(
         "columns-stay",
         both,

@@ -214,8 +214,9 @@ class Gate:
         return total, number
 
     def moved(self, xp: Any, view: CacheView, mean: Any, number: Any) -> Any:
-        before = view.registers.get("bar", mean)
-        return xp.where(number > 0, self.beta * mean + (1 - self.beta) * before, before)
+        before = view.registers.get("bar", xp.full_like(mean, xp.nan))
+        moved = xp.where(xp.isnan(before), mean, self.beta * mean + (1 - self.beta) * before)
+        return xp.where(number > 0, moved, before)
 
 
 class GateOfAllHeads(Gate):
@@ -230,6 +231,14 @@ class GateOfTheBatch(Gate):
 
     def gathered(self, xp: Any, total: Any, number: Any) -> tuple[Any, Any]:
         return tuple(xp.broadcast_to(xp.sum(n, axis=0, keepdims=True), n.shape) for n in (total, number))
+
+
+class GateOfNothing(Gate):
+    """Where nothing folds yet, the mean of nothing, 0, is where it begins."""
+
+    def moved(self, xp: Any, view: CacheView, mean: Any, number: Any) -> Any:
+        before = view.registers.get("bar", mean)
+        return xp.where(number > 0, self.beta * mean + (1 - self.beta) * before, before)
 
 
 @dataclass
