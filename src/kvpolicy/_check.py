@@ -10,9 +10,21 @@ from typing import Any, TypeVar
 
 from ._errors import PolicyError
 
-__all__ = ["check_choice", "check_count", "check_number", "check_share", "check_stage", "choose", "closest"]
+__all__ = [
+    "WIDEST",
+    "check_choice",
+    "check_count",
+    "check_number",
+    "check_share",
+    "check_stage",
+    "choose",
+    "closest",
+    "near",
+]
 
 T = TypeVar("T")
+
+WIDEST = 1023  # bits of an integer: one that no float reaches is a slip, and arithmetic fails on it later
 
 
 def check_count(owner: str, name: str, value: Any, *, least: int = 0) -> None:
@@ -70,5 +82,10 @@ def check_stage(owner: str, name: str, value: Any, protocol: type) -> None:
 def closest(name: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name: the one that may be meant, or all there are."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f" Hint: {near[0]}." if near else f" There are: {', '.join(names) or 'none'}."
+    return near(name, names) or f" There are: {', '.join(names) or 'none'}."
+
+
+def near(word: str, words: Iterable[str]) -> str:
+    """The hint where one of the words is much like it, else nothing."""
+    found = difflib.get_close_matches(word, list(words), n=1)
+    return f" Hint: {found[0]}." if found else ""

@@ -16,10 +16,9 @@ from ._errors import PlanError
 from ._policy import Pipeline, Policy
 from ._protocols import Ahead, CrossLayer, Merger, Observer, Recaller, Windowed
 from ._types import CacheView, Column, Counts, HeadCounts, KeepMask, Phase, Plan, Scored, Selection, Step
+from .schedulers import MOST_ROWS
 
 __all__ = ["across", "ahead", "allocate", "budget_of", "check_total", "observe", "plan", "recall", "score", "window_of"]
-
-_MOST = 2**32  # rows: more than there ever are, and few enough to be added up over any model
 
 
 def observe(policy: Policy, view: CacheView, step: Step) -> Mapping[str, Column]:
@@ -74,7 +73,7 @@ def budget_of(pipeline: Pipeline, step: Step) -> Counts | None:
             f"{pipeline.schedule!r}.budget() returned {budget!r}: it must be None, an integer >= 1, or one such "
             f"integer for each of the {len(step.seen)} batch rows."
         )
-    rows = np.minimum(rows.astype(np.uint64), np.uint64(_MOST)).astype(np.int64)  # unsigned: all are at least 1
+    rows = np.minimum(rows.astype(np.uint64), np.uint64(MOST_ROWS)).astype(np.int64)  # unsigned: all are at least 1
     return np.broadcast_to(rows, step.seen.shape)
 
 

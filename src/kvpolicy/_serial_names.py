@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
-from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 from . import allocators, mergers, recallers, schedulers, scorers, selectors
+from ._check import WIDEST, near
 from ._errors import PolicyError
 
-__all__ = ["STAGE", "STOCK", "WIDEST", "Kind", "Place", "allowed", "here", "kind_of", "name_of", "near", "shown"]
+__all__ = ["STAGE", "STOCK", "Kind", "Place", "allowed", "here", "kind_of", "name_of", "shown"]
 
 Kind: TypeAlias = type[Any]
 Place: TypeAlias = tuple[str | int, ...]  # the keys and indices that lead to a value
 
 STAGE = "stage"  # the key of a class's name
-WIDEST = 1023  # bits of an integer: one that no float reaches is a slip, and arithmetic fails on it later
 
 STOCK: Mapping[str, Kind] = {
     name: getattr(kinds, name)
@@ -82,9 +81,3 @@ def shown(value: Any) -> str:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value[:80] if isinstance(value, str | bytes) else value)
     return text if len(text) <= 100 else f"{text[:80]}…"
-
-
-def near(word: str, words: Iterable[str]) -> str:
-    """The hint where one of the words is much like it, else nothing."""
-    found = get_close_matches(word, list(words), n=1)
-    return f" Hint: {found[0]}." if found else ""

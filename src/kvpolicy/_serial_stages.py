@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from ._check import WIDEST, near
 from ._errors import PolicyError
 from ._policy import Pipeline, Policy
-from ._serial_names import STAGE, STOCK, WIDEST, Kind, Place, here, kind_of, name_of, near, shown
+from ._serial_names import STAGE, STOCK, Kind, Place, here, kind_of, name_of, shown
 
 __all__ = ["Table", "made_from", "table_of"]
 

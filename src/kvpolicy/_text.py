@@ -6,6 +6,7 @@ import ast
 import inspect
 from typing import Any
 
+from ._check import WIDEST
 from ._errors import PolicyError
 from ._policy import Policy
 from .policies import RECIPES
@@ -14,7 +15,6 @@ __all__ = ["from_text"]
 
 _BUDGETS = ("keep", "rows", "memory")
 _SHOWN = 200  # characters of a text that an error repeats
-_WIDEST = 1023  # bits of an integer: one that no float reaches is a slip, and arithmetic fails on it later
 
 
 def from_text(text: str, *, keep: float | None = None) -> Policy:
@@ -67,7 +67,7 @@ def call_of(text: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _is_endless(part: ast.AST) -> bool:
-    return isinstance(part, ast.Constant) and isinstance(part.value, int) and part.value.bit_length() > _WIDEST
+    return isinstance(part, ast.Constant) and isinstance(part.value, int) and part.value.bit_length() > WIDEST
 
 
 def _short(text: Any) -> str:

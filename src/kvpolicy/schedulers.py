@@ -17,7 +17,7 @@ from ._types import Counts, Phase, Step
 
 __all__ = ["Every", "FixedRows", "KeepRatio", "MemoryBudget", "parse_bytes"]
 
-_MOST = 2**32  # rows of a head: more than any memory holds, and a sum over all heads of a model stays an exact integer
+MOST_ROWS = 2**32  # of a head: more than any memory holds, and a sum over all heads of a model stays an exact integer
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -61,7 +61,7 @@ class FixedRows(Scheduler, Bounded):
 
     def budget(self, step: Step, /) -> int:
         """The constant."""
-        return min(self.rows, _MOST)
+        return min(self.rows, MOST_ROWS)
 
     def limit(self, step: Step, /) -> int:
         """The constant."""
@@ -100,7 +100,7 @@ class MemoryBudget(Scheduler, Bounded):
                 f"MemoryBudget(memory={self.memory!r}): one row per layer and head takes {step.row_bytes} bytes for "
                 f"this request and one more is needed for the incoming token; give at least {2 * step.row_bytes} bytes."
             )
-        return min(rows, _MOST)
+        return min(rows, MOST_ROWS)
 
     def limit(self, step: Step, /) -> int:
         """The same number: it does not change within a request."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from .._protocols import Allocator
 from .._repr import constructor_repr
+from .._tokens import numbered
 from .._types import IMAGE, Array, Counts, Quota, Scored, Step
 from ._apportion import per_layer
 from ._statistics import moments, usable
@@ -62,11 +63,7 @@ def _by_token(layer: Scored, scores: Array, counts: Array, step: Step) -> tuple[
     batch, heads, rows = view.shape
     places, scores, counts = (xp.reshape(data, (batch, 1, heads * rows)) for data in (view.positions, scores, counts))
     places = xp.where(counts > 0, places, xp.full_like(places, -1))
-    order = xp.argsort(places, axis=-1)
-    line = xp.take_along_axis(places, order, axis=-1)
-    new = xp.astype(line[..., 1:] != line[..., :-1], xp.int64)
-    number = xp.concat([xp.zeros_like(line[..., :1]), xp.cumulative_sum(new, axis=-1)], axis=-1)
-    token = xp.take_along_axis(number, xp.argsort(order, axis=-1), axis=-1)
+    token = numbered(xp, places)
     total, held = (step.ops.segment_sum(data[..., None], token[..., None])[:, 0] for data in (scores, counts))
     return total / xp.where(held > 0, held, xp.ones_like(held)), xp.astype(held > 0, total.dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias
 
 from .._protocols import Backend
+from .._tokens import numbered
 from .._types import Array, CacheView, Scores, Step
 
 __all__ = ["Heads", "arrival", "asked", "at", "lengths", "mean_by_token", "over_heads", "unit", "wide"]
@@ -29,7 +30,7 @@ def mean_by_token(xp: Any, ops: Backend, scores: Array, valid: Array, positions:
 
     +inf in one of them is +inf in all.
     """
-    token = _numbered(xp, xp.where(valid, positions, xp.full_like(positions, -1)))
+    token = numbered(xp, xp.where(valid, positions, xp.full_like(positions, -1)))
     endless = scores == float("inf")
     sums = [
         ops.segment_sum(xp.astype(data, scores.dtype)[..., None], token[..., None])
@@ -113,12 +114,3 @@ def _places(view: CacheView, places: Array) -> Array:
     rows = xp.where(view.valid, view.positions, xp.full_like(view.positions, -1))
     queries = xp.broadcast_to(places[:, None, :], (*view.shape[:2], places.shape[1]))
     return xp.concat([rows, queries], axis=-1)
-
-
-def _numbered(xp: Any, places: Array) -> Array:
-    """Positions [B, H, N] by number in ascending order, equal ones alike, int64."""
-    order = xp.argsort(places, axis=-1)
-    line = xp.take_along_axis(places, order, axis=-1)
-    new = xp.astype(line[..., 1:] != line[..., :-1], xp.int64)
-    number = xp.concat([xp.zeros_like(line[..., :1]), xp.cumulative_sum(new, axis=-1)], axis=-1)
-    return xp.take_along_axis(number, xp.argsort(order, axis=-1), axis=-1)

@@ -10,7 +10,7 @@ from .._types import CacheView, Column, Step
 __all__ = ["columns_of", "needs_rotate", "observed_by", "window_of"]
 
 
-def observed_by(scorer: ImportanceScorer, view: CacheView, step: Step) -> Mapping[str, Column]:
+def observed_by(scorer: object, view: CacheView, step: Step) -> Mapping[str, Column]:
     """What it observes; nothing where it is no `Observer`."""
     return scorer.observe(view, step) if isinstance(scorer, Observer) else {}
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
+import pytest
+
 from ._check import Check
 from ._law import ConformanceError, Law
 
@@ -42,8 +44,6 @@ class OrderedCheck:
         __tracebackhide__ = True
         found, earlier = self.settle(component)
         if earlier is not None and earlier.collected:
-            import pytest
-
             pytest.skip(f"not tried: {earlier.check.law.name} fails, and comes first")
         if found is not None:
             raise found.with_traceback(None)

@@ -13,7 +13,7 @@ from .._errors import PolicyError
 from ._check import checks_of
 from ._law import ConformanceError
 from ._order import in_order
-from ._subject import known_backends
+from ._places import known_backends
 
 __all__ = ["Components", "parametrize_with_checks"]
 

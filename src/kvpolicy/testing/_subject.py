@@ -12,18 +12,19 @@ import numpy as np
 from .._errors import BackendUnavailableError, PolicyError
 from .._policy import Pipeline, Policy
 from .._protocols import Backend
-from ..backends import BACKENDS, backend_by_name
+from ..backends import backend_by_name
 from ..schedulers import FixedRows
 from . import _drivers
 from ._drivers import Chosen, Planned
 from ._memo import Memo
 from ._outcome import Outcome
+from ._places import place_of
 from ._scene import Scene
 from .requests import Request, Stream
 from .tables import Table
 from .traces import Trace
 
-__all__ = ["KINDS", "Example", "Kind", "Subject", "kind_of", "place_of", "subject_of"]
+__all__ = ["KINDS", "Example", "Kind", "Subject", "kind_of", "subject_of"]
 
 Example = Table | Request | Trace
 
@@ -190,20 +191,3 @@ def kind_of(component: Any) -> Kind:
         f"{component!r} has the methods of several kinds: {', '.join(kind.name for kind in found)}. "
         f"Hint: one class for each."
     )
-
-
-def place_of(backend: str) -> tuple[Backend, str | None]:
-    """The backend and the device of ``"torch"`` or ``"torch:cuda"``.
-
-    Raises:
-        BackendUnavailableError: if there is no such backend, or it is not installed.
-    """
-    name, _, device = backend.partition(":")
-    return backend_by_name(name), device or None
-
-
-def known_backends() -> Sequence[str]:
-    """Every backend that is installed here."""
-    from importlib.util import find_spec
-
-    return [name for name in BACKENDS if find_spec(name) is not None]

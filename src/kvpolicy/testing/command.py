@@ -17,7 +17,8 @@ from .._errors import PolicyError
 from ._check import PROFILES, checks_of, default_profile
 from ._law import ConformanceError
 from ._order import OrderedCheck, in_order
-from ._subject import kind_of, known_backends
+from ._places import known_backends
+from ._subject import kind_of
 from ._target import component_of
 from .checks import LAWS
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from .._types import CacheView, Scored, Step
 from ._numbers import DTYPES
-from ._subject import place_of
+from ._places import place_of
 from .requests import Request
 from .tables import SCORES, VECTORS, Table
 
@@ -52,6 +52,25 @@ def segments(tokens: int) -> st.SearchStrategy[tuple[int, int]]:
     )
 
 
+class _Choices:
+    """Arguments of an example: those that are fixed, and those that are drawn."""
+
+    def __init__(self, draw: st.DrawFn, least: Mapping[str, int], fixed: Mapping[str, Any]) -> None:
+        self._draw, self._least = draw, least
+        self.made: dict[str, Any] = dict(fixed)
+
+    def choose(self, name: str, strategy: st.SearchStrategy[Any]) -> Any:
+        """The argument, drawn unless it is fixed."""
+        if name not in self.made:
+            self.made[name] = self._draw(strategy)
+        return self.made[name]
+
+    def size(self, name: str, most: int) -> int:
+        """A size of at least what is asked for, and else up to ``most``."""
+        low = self._least.get(name, 1)
+        return int(self.choose(name, st.integers(low, max(low, most))))
+
+
 @st.composite
 def tables(draw: st.DrawFn, /, *, least: Mapping[str, int] = _NONE, most_tokens: int = 10, **fixed: Any) -> Table:
     """Tables in every state that a request can be in: a prompt, a chunk, a further turn, decoding for a while.
@@ -62,17 +81,8 @@ def tables(draw: st.DrawFn, /, *, least: Mapping[str, int] = _NONE, most_tokens:
         most_tokens: upper bound of ``tokens``.
         fixed: arguments of `Table` that are not drawn.
     """
-    drawn: dict[str, Any] = dict(fixed)
-
-    def choose(name: str, strategy: st.SearchStrategy[Any]) -> Any:
-        if name not in drawn:
-            drawn[name] = draw(strategy)
-        return drawn[name]
-
-    def size(name: str, most: int) -> int:
-        low = least.get(name, 1)
-        return int(choose(name, st.integers(low, max(low, most))))
-
+    chosen = _Choices(draw, least, fixed)
+    choose, size = chosen.choose, chosen.size
     tokens = size("tokens", most_tokens)
     batch = size("batch", 2)
     size("layers", 2)
@@ -93,7 +103,7 @@ def tables(draw: st.DrawFn, /, *, least: Mapping[str, int] = _NONE, most_tokens:
     choose("vectors", vectors())
     choose("scores", scores())
     choose("quota", budgets(tokens))
-    return Table(**drawn)
+    return Table(**chosen.made)
 
 
 @st.composite
@@ -115,17 +125,8 @@ def requests(
         most_steps: upper bound of ``steps``.
         fixed: arguments of `Request` that are not drawn.
     """
-    drawn: dict[str, Any] = dict(fixed)
-
-    def choose(name: str, strategy: st.SearchStrategy[Any]) -> Any:
-        if name not in drawn:
-            drawn[name] = draw(strategy)
-        return drawn[name]
-
-    def size(name: str, most: int) -> int:
-        low = least.get(name, 1)
-        return int(choose(name, st.integers(low, max(low, most))))
-
+    chosen = _Choices(draw, least, fixed)
+    choose, size = chosen.choose, chosen.size
     prompt = size("prompt", most_tokens)
     batch = size("batch", 2)
     for name, most in (("layers", 2), ("heads", 2), ("groups", 2), ("value_dim", 2)):
@@ -136,7 +137,7 @@ def requests(
     choose("turn", st.sampled_from([0, 0, 2]))
     choose("padding", st.just(()) | st.tuples(*(st.integers(0, prompt - 1) for _ in range(batch))))
     choose("image", segments(prompt))
-    return Request(**drawn)
+    return Request(**chosen.made)
 
 
 def caches(*, backend: str = "numpy", **fixed: Any) -> st.SearchStrategy[CacheView]:

@@ -13,10 +13,10 @@ from .._policy import Policy
 from .._repr import constructor_repr
 from .._session import Pass, Session
 from .._types import IMAGE, TEXT
-from ..backends import backend_by_name
 from ._numbers import DTYPES, Arr, rounded
 from ._ops import Crop, Decode, Op, Prefill, Reorder, Reset, Turn, passes_of
 from ._outcome import BrokenLawError, Place, fail
+from ._places import place_of
 from ._rotary import rotary
 from ._rows import attend
 from ._side_by_side import compare_layer, compare_outputs
@@ -138,16 +138,15 @@ class Replay:
     """
 
     def __init__(self, policy: Policy, trace: Trace, *, backend: str = "torch", order: int | None = None) -> None:
-        name, _, device = backend.partition(":")
-        ops = backend_by_name(name)
+        ops, device = place_of(backend)
         told: dict[str, Any] = {"prompt_length": trace.prompt_length, "rotate": rotary(ops)}
         slots = None if order is None else np.random.default_rng(order)
         self.session = Session(policy, ops, trace.layers, check=trace.check, **told)
         self.slow = SlowCache(
-            policy, layers=trace.layers, ops=ops, device=device or None, dtype=trace.dtype, order=slots, **told
+            policy, layers=trace.layers, ops=ops, device=device, dtype=trace.dtype, order=slots, **told
         )
         self.policy, self.trace, self.passes = policy, replace(trace, ops=()), -1
-        self._ops, self._backend, self._device, self._order = ops, backend, device or None, order
+        self._ops, self._backend, self._device, self._order = ops, backend, device, order
         self._undecided = False
         self._start()
 

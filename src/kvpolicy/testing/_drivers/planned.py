@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,16 +29,12 @@ class Planned:
         plan: what is to happen.
         padding: int64 [B].
         when: which pass, or which of two merges.
-        scored: scores and quota, where the selection was watched.
-        quota: [B, H].
     """
 
     view: CacheView
     plan: Plan
     padding: Arr
     when: int
-    scores: Arr | None = None
-    quota: Arr | None = None
 
     @property
     def after(self) -> CacheView:
@@ -57,38 +53,20 @@ class Planned:
 
 def on_host(plan: Plan, ops: Backend) -> Plan:
     """The plan in numpy."""
-
-    def host(data: Any) -> Any:
-        return None if data is None else ops.host(data)
-
-    return Plan(
-        keep=host(plan.keep),
-        into=host(plan.into),
-        weight=host(plan.weight),
-        self_weight=host(plan.self_weight),
-        merge_keys=plan.merge_keys,
-        key_scale=host(plan.key_scale),
-        value_scale=host(plan.value_scale),
-        registers={name: ops.host(data) for name, data in plan.registers.items()},
-    )
+    return _converted(plan, ops.host)
 
 
 def handed_plan(plan: Plan, ops: Backend, device: str | None) -> Plan:
     """A plan in numpy as a backend's."""
+    return _converted(plan, lambda data: ops.from_host(data, device=device))
 
-    def given(data: Any) -> Any:
-        return None if data is None else ops.from_host(data, device=device)
 
-    return Plan(
-        keep=given(plan.keep),
-        into=given(plan.into),
-        weight=given(plan.weight),
-        self_weight=given(plan.self_weight),
-        merge_keys=plan.merge_keys,
-        key_scale=given(plan.key_scale),
-        value_scale=given(plan.value_scale),
-        registers={name: given(data) for name, data in plan.registers.items()},
-    )
+def _converted(plan: Plan, convert: Callable[[Any], Any]) -> Plan:
+    names = ("keep", "into", "weight", "self_weight", "key_scale", "value_scale")
+    there = {name: data for name in names if (data := getattr(plan, name)) is not None}
+    arrays = {name: convert(data) for name, data in there.items()}
+    registers = {name: convert(data) for name, data in plan.registers.items()}
+    return replace(plan, **arrays, registers=registers)
 
 
 def in_numpy(view: CacheView, ops: Backend) -> CacheView:

@@ -12,6 +12,7 @@ from ..._policy import Pipeline
 from ..._protocols import Ahead, Backend, ImportanceScorer, Observer
 from ..._types import CacheView, Column, Scored, Scores, Step
 from ...schedulers import FixedRows
+from ...scorers._wrapped import observed_by
 from .._numbers import Arr
 from .._outcome import Outcome, Place, Record
 from .._scene import Scene
@@ -40,9 +41,7 @@ def scored(component: Any, scene: Scene, ops: Backend, device: str | None) -> Ou
     staged, out = scene.on(ops, device), _nothing()
     tables = []
     for entry, step in zip(staged.scored, staged.steps, strict=True):
-        view = entry.view
-        if isinstance(component, Observer):
-            view = view.with_columns(component.observe(view, step))
+        view = entry.view.with_columns(observed_by(component, entry.view, step))
         tables.append(Scored(view, component.score(view, step)))
     layers = _engine.across(hosted(score=component), tables, staged.steps[-1], check=False)
     for number, (entry, layer) in enumerate(zip(layers, scene.layers, strict=True)):
@@ -98,9 +97,7 @@ def recalled(component: Any, scene: Scene, ops: Backend, device: str | None) -> 
     """1 for rows of the archive that return and 0 for the others."""
     staged, out = scene.on(ops, device), _nothing()
     for number, (entry, step) in enumerate(zip(staged.scored, staged.steps, strict=True)):
-        view = entry.view
-        if isinstance(score := getattr(component, "score", None), Observer):
-            view = view.with_columns(score.observe(view, step))
+        view = entry.view.with_columns(observed_by(getattr(component, "score", None), entry.view, step))
         mask = ops.host(component.recall(view, step)).astype(np.int64)
         out |= by_row(scene, number, scene.layers[number].valid, {"back": mask})
     return out

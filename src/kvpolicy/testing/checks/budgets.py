@@ -13,6 +13,7 @@ from ..._protocols import Bounded
 from ...policies import full
 from ...schedulers import FixedRows
 from .._drivers import hosted
+from .._drivers.planned import table_outcome
 from .._law import MERGERS, law
 from .._outcome import Place, compare, fail
 from .._scene import Scene
@@ -91,8 +92,6 @@ def idempotent(subject: Subject, example: Example) -> None:
                         "the row stays at first, and leaves the second time.",
                     )
         return
-    from .._drivers.planned import table_outcome
-
     everything = tuple(replace(layer, keep=layer.valid, quota=layer.held) for layer in scene.layers)
     nothing_leaves = replace(scene, layers=everything)
     for planned in subject.plans(nothing_leaves):

@@ -84,7 +84,7 @@ def immutable(subject: Subject, example: Example) -> None:
 
 
 def _another(example: Example) -> Example:
-    """A request with other numbers, and of another length where the law can stand it."""
+    """A request of the same shape with other numbers."""
     return dataclasses.replace(example, seed=example.seed + 1)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..._types import CacheView
 from .._drivers import Planned
+from .._drivers.planned import handed, handed_plan, in_numpy
 from .._law import MERGERS, PLANNERS, law
 from .._numbers import Arr
 from .._outcome import Place, compare, fail
@@ -145,8 +146,6 @@ def anchor_unchanged(subject: Subject, example: Example) -> None:
 
 def _carried_out(subject: Subject, planned: Planned) -> CacheView:
     """By the backend under test, in numpy."""
-    from .._drivers.planned import handed, handed_plan, in_numpy
-
     view = handed(planned.view, "float64", subject.ops, subject.device)
     rows = max(1, int(planned.plan.keep.sum(-1).max(initial=0)))
     return in_numpy(

@@ -11,6 +11,7 @@ from ..._errors import PlanError
 from ..._policy import Policy
 from ..._protocols import Ahead, Backend, Bounded
 from ..._types import Plan, Selection
+from ...scorers._wrapped import observed_by
 from .._drivers import hosted
 from .._drivers.mergers import as_merger, selection_for
 from .._law import ARRAYS, MERGERS, PLANNERS, STAGES, law
@@ -244,9 +245,7 @@ def no_padding(subject: Subject, example: Example) -> None:
 def _no_padding_back(subject: Subject, arrays: Any) -> None:
     staged, component = arrays.on(subject.ops, subject.device), subject.fresh()
     for number, (entry, step) in enumerate(zip(staged.scored, staged.steps, strict=True)):
-        scorer, view = getattr(component, "score", None), entry.view
-        if scorer is not None and hasattr(scorer, "observe"):
-            view = view.with_columns(scorer.observe(view, step))
+        view = entry.view.with_columns(observed_by(getattr(component, "score", None), entry.view, step))
         mask = subject.ops.host(component.recall(view, step))
         for b, h, n in np.argwhere(mask & ~arrays.layers[number].valid).tolist():
             fail(

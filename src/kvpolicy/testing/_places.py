@@ -1,0 +1,26 @@
+"""Where components run: a backend, and perhaps a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from .._protocols import Backend
+from ..backends import BACKENDS, backend_by_name
+
+__all__ = ["known_backends", "place_of"]
+
+
+def place_of(backend: str) -> tuple[Backend, str | None]:
+    """The backend and the device of ``"torch"`` or ``"torch:cuda"``.
+
+    Raises:
+        BackendUnavailableError: if there is no such backend, or it is not installed.
+    """
+    name, _, device = backend.partition(":")
+    return backend_by_name(name), device or None
+
+
+def known_backends() -> Sequence[str]:
+    """Every backend that is installed here."""
+    return [name for name in BACKENDS if find_spec(name) is not None]
