@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ._errors import PolicyError
 
 __all__ = [
+    "LONGEST",
     "WIDEST",
     "check_choice",
     "check_count",
@@ -20,11 +23,13 @@ __all__ = [
     "choose",
     "closest",
     "near",
+    "shown",
 ]
 
 T = TypeVar("T")
 
 WIDEST = 1023  # bits of an integer: one that no float reaches is a slip, and arithmetic fails on it later
+LONGEST = 100  # characters of a value that an error repeats
 
 
 def check_count(owner: str, name: str, value: Any, *, least: int = 0) -> None:
@@ -53,8 +58,9 @@ def check_number(owner: str, name: str, value: Any, *, least: float = -math.inf,
 
 
 def check_choice(owner: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raise `PolicyError` unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
+    """Raise `PolicyError` unless ``value`` is one of ``allowed``, of the same type: 1 equals True, and is no choice."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    if not any(type(plain) is type(one) and plain == one for one in allowed):
         raise PolicyError(f"{owner}({name}={value!r}): {name} must be one of {', '.join(map(repr, allowed))}.")
 
 
@@ -89,3 +95,13 @@ def near(word: str, words: Iterable[str]) -> str:
     """The hint where one of the words is much like it, else nothing."""
     found = difflib.get_close_matches(word, list(words), n=1)
     return f" Hint: {found[0]}." if found else ""
+
+
+def shown(value: Any) -> str:
+    """A value for a message, short: what is in a table or a list is left out."""
+    if isinstance(value, dict | list | tuple):
+        return "a table" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and value.bit_length() > WIDEST:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value[:LONGEST] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

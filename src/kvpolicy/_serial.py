@@ -23,10 +23,10 @@ from typing import Any
 
 import tomli_w
 
-from ._check import near
+from ._check import near, shown
 from ._errors import PolicyError
 from ._policy import Policy
-from ._serial_names import allowed, shown
+from ._serial_names import allowed
 from ._serial_stages import Table, made_from, table_of
 
 __all__ = ["from_json", "from_toml", "to_json", "to_toml"]

@@ -7,10 +7,10 @@ from dataclasses import is_dataclass
 from typing import Any, TypeAlias
 
 from . import allocators, mergers, recallers, schedulers, scorers, selectors
-from ._check import WIDEST, near
+from ._check import near, shown
 from ._errors import PolicyError
 
-__all__ = ["STAGE", "STOCK", "Kind", "Place", "allowed", "here", "kind_of", "name_of", "shown"]
+__all__ = ["STAGE", "STOCK", "Kind", "Place", "allowed", "here", "kind_of", "name_of"]
 
 Kind: TypeAlias = type[Any]
 Place: TypeAlias = tuple[str | int, ...]  # the keys and indices that lead to a value
@@ -71,13 +71,3 @@ def here(place: Place) -> str:
     """``policy.prefill.allocate.table[0]``."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     return text.removeprefix(".") or "document"
-
-
-def shown(value: Any) -> str:
-    """A value for a message, short: what is in a table or a list is left out."""
-    if isinstance(value, dict | list | tuple):
-        return "a table" if isinstance(value, dict) else "a list"
-    if isinstance(value, int) and value.bit_length() > WIDEST:
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value[:80] if isinstance(value, str | bytes) else value)
-    return text if len(text) <= 100 else f"{text[:80]}…"

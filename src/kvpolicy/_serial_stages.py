@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from ._check import WIDEST, near
+from ._check import WIDEST, near, shown
 from ._errors import PolicyError
 from ._policy import Pipeline, Policy
-from ._serial_names import STAGE, STOCK, Kind, Place, here, kind_of, name_of, shown
+from ._serial_names import STAGE, STOCK, Kind, Place, here, kind_of, name_of
 
 __all__ = ["Table", "made_from", "table_of"]
 
 BYTES = "base64"
-DEEPEST = 16  # levels of a document; the deepest argument of a recipe is at the sixth
+DEEPEST = 64  # levels of a document: ten times what a recipe needs, and far from where Python's stack ends
 NAMELESS = {(Policy, "prefill"): Pipeline, (Policy, "decode"): Pipeline}
 
 

@@ -6,7 +6,7 @@ import ast
 import inspect
 from typing import Any
 
-from ._check import WIDEST
+from ._check import LONGEST, WIDEST, shown
 from ._errors import PolicyError
 from ._policy import Policy
 from .policies import RECIPES
@@ -14,7 +14,6 @@ from .policies import RECIPES
 __all__ = ["from_text"]
 
 _BUDGETS = ("keep", "rows", "memory")
-_SHOWN = 200  # characters of a text that an error repeats
 
 
 def from_text(text: str, *, keep: float | None = None) -> Policy:
@@ -29,10 +28,10 @@ def from_text(text: str, *, keep: float | None = None) -> Policy:
     """
     name, arguments = call_of(text)
     if name not in RECIPES:
-        raise PolicyError(f"no recipe {_short(name)}; there are: {', '.join(RECIPES)}.")
+        raise PolicyError(f"no recipe {shown(name)}; there are: {', '.join(RECIPES)}.")
     takes = inspect.signature(RECIPES[name]).parameters
     if unknown := [argument for argument in arguments if argument not in takes]:
-        raise PolicyError(f"{name}({unknown[0][:_SHOWN]}=...): it takes {', '.join(takes) or 'no arguments'}.")
+        raise PolicyError(f"{name}({unknown[0][:LONGEST]}=...): it takes {', '.join(takes) or 'no arguments'}.")
     missing = [n for n, p in takes.items() if p.default is inspect.Parameter.empty and n not in arguments]
     if missing:
         raise PolicyError(f"{name}() needs {missing[0]}=. Hint: '{name}({missing[0]}=...)' with a plain value.")
@@ -55,20 +54,16 @@ def call_of(text: Any) -> tuple[str, dict[str, Any]]:
         values = [(str(word.arg), ast.literal_eval(word.value)) for word in call.keywords]
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # the last two: brackets without end
         raise PolicyError(
-            f"policy {_short(text)} is neither a recipe nor a call of one with plain arguments. "
+            f"policy: {shown(text)} is neither a recipe nor a call of one with plain arguments. "
             f"Hint: h2o, or 'elastic_cache(last=8)'."
         ) from None
     arguments = dict(values)
     if len(arguments) < len(values):
         names = [name for name, _ in values]
         twice = next(name for name in arguments if names.count(name) > 1)
-        raise PolicyError(f"policy {_short(text)} gives {twice}= twice. Hint: leave one of them.")
+        raise PolicyError(f"policy: {shown(text)} gives {twice}= twice. Hint: leave one of them.")
     return call.func.id, arguments
 
 
 def _is_endless(part: ast.AST) -> bool:
     return isinstance(part, ast.Constant) and isinstance(part.value, int) and part.value.bit_length() > WIDEST
-
-
-def _short(text: Any) -> str:
-    return repr(text) if not isinstance(text, str) or len(text) <= _SHOWN else f"{text[:_SHOWN]!r}…"

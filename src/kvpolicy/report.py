@@ -126,10 +126,10 @@ class Report:
 
 
 def format_bytes(size: float) -> str:
-    """``1536`` as ``1.5 KiB``."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+    """``1536`` as ``1.5 KiB``, in the largest unit that it fills once it is rounded."""
+    for unit, digits in (("B", 0), ("KiB", 1), ("MiB", 1)):
+        if round(size, digits) < 1024:
+            return f"{size:.{digits}f} {unit}"
         size /= 1024
     return f"{size:.2f} GiB"
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from transformers import AutoProcessor
 from typer.testing import CliRunner
 
@@ -16,14 +18,16 @@ import kvpolicy
 from kvpolicy.cli import app
 from kvpolicy_hf import enable
 from kvpolicy_hf.demo.answers import Answer, ask
-from kvpolicy_hf.demo.cases import drawn_cases
+from kvpolicy_hf.demo.cases import Case, drawn_cases
 from kvpolicy_hf.demo.command import choose
 from kvpolicy_hf.demo.fates import Fate
 from kvpolicy_hf.demo.layout import Layout, seen_by_model
 from kvpolicy_hf.demo.loading import LoadingError, load
 from kvpolicy_hf.demo.picture import Row, Subject, draw_picture
 from kvpolicy_hf.demo.prompts import Prompt, encode
+from kvpolicy_hf.demo.results import Result
 from kvpolicy_hf.demo.scenes import ASSETS, CELLS, GRID, NAMES, NOTHING, TASKS, TILE, Kind, Scene, atlas, draw
+from kvpolicy_hf.demo.tables import answers_table, costs_table, scores_table
 
 CHAT = (
     "{% for message in messages %}USER: {% for part in message.content %}"
@@ -246,6 +250,19 @@ class TestPicture:
         assert width == same > 1000
 
 
+def test_names_and_titles_stand_in_the_tables_as_they_are() -> None:
+    name, title, question, said = "h2o( # [/x] :dog: )", "[red]cat[/red] :dog:.png", "[b]what[/b]?", "[i]a[/i] :dog:"
+    case = Case(Prompt(Image.new("RGB", (8, 8)), question), title)
+    results = [Result(case, {name: Answer(said, (5.0,), 70, 500, 7000, 2, 0.1)}, said, None, None)]
+    printed = []
+    for table in (answers_table, scores_table, costs_table):
+        console = Console(file=StringIO(), width=200)
+        console.print(table(results))
+        printed.append(console.file.getvalue())
+    assert all(name in text for text in printed)
+    assert all(text in printed[0] for text in (title, question, said))
+
+
 def invoke(*args: str) -> tuple[int, str, str]:
     result = CliRunner(env={"COLUMNS": "160", "TERMINAL_WIDTH": "160"}).invoke(app, ["demo", *args])
     return result.exit_code, result.stdout, " ".join(result.stderr.split())
@@ -309,6 +326,8 @@ class TestCommand:
             (["--image", __file__], "--image needs --question"),
             (["--image", __file__, "--question", "x"], "is not a picture that can be read"),
             (["--out", "/no/such/folder/picture.png"], "there is no folder '/no/such/folder'"),
+            (["--out", "/no/[red]such/picture.png"], "there is no folder '/no/[red]such'"),
+            (["--seed", "-1"], "Invalid value for '--seed'"),
         ],
     )
     def test_wrong_arguments_are_one_clear_line(self, args: list[str], message: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stages import HEADS, LAYERS
+from stock import HEADS, LAYERS
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 

@@ -1,4 +1,4 @@
-"""Every stock stage, small; which pairs cannot work together; and a set of compositions that covers all other pairs."""
+"""Which pairs of stock stages cannot work together, and a set of compositions that covers all other pairs."""
 
 from __future__ import annotations
 
@@ -7,115 +7,21 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kvpolicy import (
-    AdaptiveHeads,
-    AttentionMass,
-    BySparsity,
-    ByStrengthAndSkew,
-    ByVariance,
-    Clusters,
-    ColumnScore,
-    Drop,
-    EliteMass,
-    EMAGate,
-    Every,
-    ExpectedAttention,
-    FixedPoint,
-    FixedRows,
-    Fold,
-    Gaussian,
-    HeadTable,
-    KeepRatio,
-    KeyDifference,
-    KeyNorm,
-    LikePrompt,
-    Mean,
-    MemoryBudget,
-    MostSimilar,
-    NearestPosition,
-    Nested,
-    NextKept,
-    Noise,
-    Pipeline,
-    Pivotal,
-    Policy,
-    Pooled,
-    PostImageMass,
-    Prominence,
-    Pyramid,
-    Recency,
-    SameCluster,
-    Shared,
-    SimilaritySoftmax,
-    SimilarityWeighted,
-    TopK,
-    TopRecall,
-    Uniform,
-    WindowMass,
-    ZeroPerturbation,
-)
+from stock import ALLOCATORS, FOLDS, MERGERS, SCORERS, SELECTORS, schedulers
 
-__all__ = ["FACTORS", "HEADS", "LAYERS", "cover", "policy_of", "why_refused"]
+from kvpolicy import BySparsity, Clusters, Pipeline, Policy, PostImageMass, SameCluster, TopRecall, ZeroPerturbation
 
-LAYERS, HEADS = 3, 2  # of the model they run on
+__all__ = ["FACTORS", "cover", "policy_of", "why_refused"]
 
 Choice = Mapping[str, Any]
 
 FACTORS: dict[str, list[Any]] = {
-    "score": [
-        AttentionMass(),
-        AttentionMass(heads="mean"),
-        AttentionMass(reduce="mean"),
-        AttentionMass(reduce="moving"),
-        WindowMass(window=4),
-        WindowMass(window=1, heads="mean", keep_window=False),
-        Pooled(WindowMass(window=4), kernel=3),
-        Pooled(AttentionMass(), kernel=3, mode="max"),
-        PostImageMass(),
-        EliteMass(window=6),
-        ExpectedAttention(window=8, future=4),
-        KeyNorm(),
-        KeyDifference(),
-        Noise(seed=1),
-        ColumnScore("segment"),
-        Recency(),
-        FixedPoint(distance=3),
-        Shared(AttentionMass()),
-    ],
-    "allocate": [
-        Uniform(),
-        Pyramid(beta=4.0),
-        ByVariance(),
-        BySparsity(),
-        ByStrengthAndSkew(),
-        AdaptiveHeads(),
-        HeadTable(((3, 1), (1, 1), (1, 2))),
-        LikePrompt(),
-        Nested(layers=Pyramid(beta=4.0), heads=AdaptiveHeads()),
-        Nested(layers=BySparsity(), heads=AdaptiveHeads()),
-    ],
-    "select": [TopK(), TopK(first=1, recent=0.25), TopK(text=True), Clusters(), Clusters(epsilon=0.3)],
-    "merge": [
-        Drop(),
-        Fold(NearestPosition(), Mean()),
-        Fold(NearestPosition(first=1, last=1), Mean(), keys=False),
-        Fold(MostSimilar(), Mean()),
-        Fold(MostSimilar(), Pivotal()),
-        Fold(MostSimilar(), SimilarityWeighted()),
-        Fold(EMAGate(MostSimilar()), SimilaritySoftmax()),
-        Fold(SameCluster(), Gaussian()),
-        Fold(SameCluster(), Gaussian(sigma=5.0, scale_values=True)),
-        Fold(NextKept(count=2), Prominence(), keys=False),
-        Fold(MostSimilar(threshold=0.2), ZeroPerturbation()),
-    ],
+    "score": SCORERS,
+    "allocate": ALLOCATORS,
+    "select": SELECTORS,
+    "merge": [*MERGERS, *FOLDS],
     "recall": [False, True],
-    "schedule": [
-        KeepRatio(0.5),
-        FixedRows(9),
-        MemoryBudget("8KB"),
-        Every(2, FixedRows(9)),
-        Every(3, KeepRatio(0.4)),
-    ],
+    "schedule": schedulers(rows=9, memory="8KB"),
     "phase": ["prefill", "decode", "both"],
     "attend": ["plain", "count_bias", "slots"],
 }

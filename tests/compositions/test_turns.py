@@ -7,16 +7,15 @@ from typing import Any
 import pytest
 import torch
 from invariants import assert_books
-from stages import HEADS, LAYERS
+from stock import POLICIES
 
-from kvpolicy import RECIPES, FixedRows, Pipeline, Policy, catalogue, full, head_kv
+from kvpolicy import FixedRows, Pipeline, Policy, full
 from kvpolicy.allocators import AdaptiveHeads, ByVariance, LikePrompt, Nested
 from kvpolicy.mergers import Fold, MostSimilar, Pivotal
 from kvpolicy.scorers import AttentionMass
 from kvpolicy_hf import PolicyCache
 
 FIRST, SECOND, REPLY = 4, 3, 6
-TABLE = tuple(tuple(1.0 + (layer + head) % 2 for head in range(HEADS)) for layer in range(LAYERS))
 _MERGING = Pipeline(
     schedule=FixedRows(8),
     score=AttentionMass(),
@@ -24,16 +23,11 @@ _MERGING = Pipeline(
     merge=Fold(MostSimilar(), Pivotal()),
 )
 _ALIKE = Pipeline(schedule=FixedRows(8), score=AttentionMass(heads="mean"), allocate=LikePrompt())
-POLICIES: dict[str, Policy] = {
-    **catalogue(keep=0.4),
-    "head_kv": head_kv(keep=0.4, table=TABLE),
+SPOKEN: dict[str, Policy] = {
+    **POLICIES,
     "ragged merges": Policy(prefill=_MERGING, decode=_MERGING, count_bias=True),
     "ragged, then alike": Policy(prefill=_MERGING, decode=_ALIKE),
 }
-
-
-def test_every_recipe_is_here() -> None:
-    assert POLICIES.keys() >= RECIPES.keys()
 
 
 def say(model: Any, inputs: dict[str, torch.Tensor], cache: PolicyCache, tokens: int) -> torch.Tensor:
@@ -43,7 +37,7 @@ def say(model: Any, inputs: dict[str, torch.Tensor], cache: PolicyCache, tokens:
     return out
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("policy", SPOKEN.values(), ids=SPOKEN)
 def test_a_second_turn_goes_on(policy: Policy, model: Any, inputs: dict[str, torch.Tensor]) -> None:
     cache = PolicyCache(model, policy, inputs=inputs)
     talk = say(model, inputs, cache, FIRST)

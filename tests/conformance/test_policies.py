@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
-from kvpolicy import RECIPES, Policy, backend_by_name
+from stock import HEADS, LAYERS, POLICIES
+
+from kvpolicy import backend_by_name
 from kvpolicy.testing import Check, parametrize_with_checks
-
-# Protection and windows small beside prompts of ten tokens, so that something is left to decide.
-SMALL: dict[str, Any] = {"keep": 0.5, "first": 1, "window": 3, "table": ((3, 1), (1, 2)), "distance": 2, "kernel": 3}
-
-
-def small(name: str) -> Policy:
-    """A recipe with these arguments, as far as it takes them."""
-    takes = inspect.signature(RECIPES[name]).parameters
-    return RECIPES[name](**{argument: value for argument, value in SMALL.items() if argument in takes})
-
-
-POLICIES = {name: small(name) for name in RECIPES}
 
 
 @parametrize_with_checks(
@@ -30,7 +19,7 @@ POLICIES = {name: small(name) for name in RECIPES}
         "keep_kv": {"merge_convex": "scales the merged key, so that it is paid what its rows were paid"},
         "kv_merger": {"dominance": "keeps the best row of each run of similar keys, whatever other runs hold"},
     },
-    sizes={"head_kv": {"layers": 2, "heads": 2}},
+    sizes={"head_kv": {"layers": LAYERS, "heads": HEADS}},
 )
 def test_recipe(component: Any, check: Check) -> None:
     check(component)

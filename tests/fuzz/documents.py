@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,16 +49,6 @@ MINE = f"{Mine.__module__}:Mine"
 
 def scored(score: Any, **others: Any) -> Policy:
     return Policy(decode=Pipeline(schedule=FixedRows(4), score=score, **others))
-
-
-def parts(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple):
-        for item in value:
-            yield from parts(item)
-    elif is_dataclass(value):
-        yield value
-        for f in fields(value):
-            yield from parts(getattr(value, f.name))
 
 
 # What is drawn ------------------------------------------------------------------------------------------------------

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from documents import GOOD, MINE, Doubled, Mine, NoDataclass, scored, written
+from documents import BOTH, GOOD, MINE, Doubled, Mine, NoDataclass, scored, written
 
-from kvpolicy import AttentionMass, PolicyError, Pooled, Shared, from_json, from_toml, to_json
+from kvpolicy import PolicyError, Pooled, Shared, from_json, from_toml, to_json
+from kvpolicy._serial_stages import DEEPEST
 
 TOML = "format = 'kvpolicy-policy'\nversion = 1\n"
 GRU = {"stage": "GRUController", "dim": 1, "size": 1}
+LISTS: list[Any] = []  # in one another, deeper than a document may be
+for _ in range(DEEPEST):
+    LISTS = [LISTS]
 
 
 class TestRefusedToRead:
@@ -54,6 +58,7 @@ class TestRefusedToRead:
             (written(score=None), r"policy\.decode: Pipeline\(score=None\)"),
             (written(score={"stage": "TopK"}), r"policy\.decode: Pipeline\(score=TopK\(\)\): TopK does not implement"),
             (written(stage="Pipeline"), r"policy\.decode: Pipeline has no argument 'stage'"),
+            (GOOD.replace('"decode"', '"count_bias": 1, "decode"'), r"^policy: Policy\(count_bias=1\): .* True, False"),
             (GOOD.replace("4", "4.0"), r"policy\.decode\.schedule: FixedRows\(rows=4.0\): rows must be an integer"),
             (GOOD.replace("4", "true"), r"policy\.decode\.schedule: FixedRows\(rows=True\): rows must be an integer"),
             (GOOD.replace("4", "{}"), r"policy\.decode\.schedule\.rows: this table names no stage"),
@@ -63,7 +68,7 @@ class TestRefusedToRead:
             (GOOD.replace("4", "9" * 400), r"policy\.decode\.schedule\.rows: an integer of 1329 bits is too large"),
             (GOOD.replace("4", "9" * 5000), r"policy\.decode\.schedule\.rows: inf .*finite"),
             (GOOD.replace("4", '"\\ud800"'), r"policy\.decode\.schedule\.rows: .*half a character"),
-            (written(select=[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]), r"policy\.decode\.select\[0\].*more than 16 levels"),
+            (written(select=LISTS), rf"policy\.decode\.select\[0\].*more than {DEEPEST} levels"),
             (written(score=GRU | {"weights": {"base64": "*"}}),
              r"policy\.decode\.score\.weights\.base64: '\*' is no base64"),
             (written(score=GRU | {"weights": {"base64": ["AAAA"]}}),
@@ -134,11 +139,16 @@ class TestRefusedToRead:
             from_json(text, allow=(Doubled,))
 
     def test_wrappers_in_wrappers(self) -> None:
-        """On Python 3.11 a `Shared` around another asks it twice for its window: 200 of them would never end."""
-        score: dict[str, Any] = {"stage": "Recency"}
-        for _ in range(200):
+        """As deep as they may be they are read and written at once; one more is refused."""
+        score: dict[str, Any] = {"stage": "WindowMass", "window": 7}
+        for _ in range(DEEPEST - len("policy decode score window".split())):
             score = {"stage": "Shared", "scorer": score}
-        with pytest.raises(PolicyError, match=r"^policy\.decode\.score(\.scorer)+: more than 16 levels"):
-            from_json(written(score=score))
-        deep = scored(Shared(Shared(Shared(Shared(Pooled(AttentionMass()))))))
-        assert from_json(to_json(deep)) == deep
+        deep = from_json(written(score=score))
+        assert deep.decode is not None
+        assert isinstance(deep.decode.score, Shared)
+        assert deep.decode.score.window == 7
+        for write, read in BOTH:
+            again = read(write(deep))
+            assert (again, hash(again), repr(again)) == (deep, hash(deep), repr(deep))
+        with pytest.raises(PolicyError, match=rf"^policy\.decode\.score[.\w]+\.window: more than {DEEPEST} levels"):
+            from_json(written(score={"stage": "Shared", "scorer": score}))

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from compositions.stages import FACTORS
-from documents import ALLOW, BOTH, GRU, MINE, Doubled, Mine, NoDataclass, compositions, parts, policies, scored, stages
+from documents import ALLOW, BOTH, GRU, MINE, Doubled, Mine, NoDataclass, compositions, policies, scored, stages
 from hypothesis import example, given
+from stock import parts
 
 import kvpolicy
 from kvpolicy import (
@@ -37,6 +38,7 @@ from kvpolicy import (
     to_toml,
 )
 from kvpolicy._serial_names import STOCK
+from kvpolicy._serial_stages import DEEPEST
 
 BUDGET = {"head_kv": {"keep": 0.2, "table": ((2, 1), (1, 1))}, "full": {}}
 
@@ -176,9 +178,9 @@ class TestRefusedToWrite:
 
     def test_stages_in_stages_without_end(self) -> None:
         score: Any = Recency()
-        for _ in range(20):
+        for _ in range(DEEPEST):
             score = Mine(score)
-        with pytest.raises(PolicyError, match="more than 16 levels deep"):
+        with pytest.raises(PolicyError, match=f"more than {DEEPEST} levels deep"):
             to_json(scored(score))
 
     def test_a_field_that_is_derived_is_left_out(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 import kvpolicy
 from kvpolicy import Policy, PolicyError, from_text, full, h2o, head_kv, streaming_llm
+from kvpolicy._check import shown
 
 
 @pytest.mark.parametrize(
@@ -62,9 +63,8 @@ def test_it_is_what_the_call_gives(text: str, keep: float | None, due: Policy) -
 def test_what_is_no_plain_call_is_refused_and_never_evaluated(text: str) -> None:
     with pytest.raises(PolicyError) as caught:
         from_text(text, keep=0.2)
-    shown = repr(text) if len(text) <= 200 else f"{text[:200]!r}…"
     assert str(caught.value) == (
-        f"policy {shown} is neither a recipe nor a call of one with plain arguments. "
+        f"policy: {shown(text)} is neither a recipe nor a call of one with plain arguments. "
         f"Hint: h2o, or 'elastic_cache(last=8)'."
     )
     assert caught.value.__suppress_context__
@@ -94,20 +94,26 @@ def test_arguments_that_the_recipe_does_not_take_are_named(text: str, says: str)
         from_text(text)
 
 
-@pytest.mark.parametrize("text", [None, 3, b"h2o(rows=8)", ["h2o"]], ids=repr)
+@pytest.mark.parametrize("text", [None, 3, 10**5000, b"h2o(rows=8)", ["h2o"]], ids=range(5))
 def test_what_is_no_text_is_refused_alike(text: Any) -> None:
     with pytest.raises(PolicyError, match="neither a recipe nor a call") as caught:
         from_text(text)
-    assert repr(text) in str(caught.value)
+    assert str(caught.value).startswith(f"policy: {shown(text)} is neither")
 
 
 @pytest.mark.parametrize(
     "text",
-    ["h2o(rows=" + "[" * 100_000, "h2o(rows=" + "-" * 100_000 + "1)", "h2o(rows='" + "9" * 100_000, "h" * 100_000],
-    ids=["brackets", "signs", "a string", "a name"],
+    [
+        "h2o(rows=" + "[" * 100_000,
+        "h2o(rows=" + "-" * 100_000 + "1)",
+        "h2o(rows='" + "9" * 100_000,
+        "h" * 100_000,
+        "h2o(" + "h" * 100_000 + "=8)",
+    ],
+    ids=["brackets", "signs", "a string", "a name", "an argument"],
 )
 def test_an_error_repeats_no_more_than_the_beginning_of_a_long_text(text: str) -> None:
     with pytest.raises(PolicyError) as caught:
         from_text(text)
-    assert repr(text[:100])[:-1] in str(caught.value)
+    assert text[-100:] not in str(caught.value)
     assert len(str(caught.value)) < 600

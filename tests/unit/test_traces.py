@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from custom_stages import ByHead, Wide
 from driving import feed, make_request
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.stateful import run_state_machine_as_test
+from stock import HEADS, LAYERS, POLICIES, controller, parts
 
-import kvpolicy
 from kvpolicy import (
     AdaptiveHeads,
     AttentionMass,
@@ -35,7 +35,6 @@ from kvpolicy import (
     FixedRows,
     Fold,
     Gaussian,
-    GRUController,
     KeepRatio,
     KeyNorm,
     LikePrompt,
@@ -68,12 +67,10 @@ from kvpolicy import (
     ZeroPerturbation,
     adore,
     backend_by_name,
-    catalogue,
     d2o,
     elastic_cache,
     full,
     h2o,
-    head_kv,
     k_norm,
     key_diff,
     random,
@@ -81,28 +78,14 @@ from kvpolicy import (
 )
 from kvpolicy import Phase as PolicyPhase
 from kvpolicy._layer import Layer
+from kvpolicy._serial_names import STOCK
 from kvpolicy.backends._torch_store import TorchStore
+from kvpolicy.testing import BrokenTraceError, Crop, Decode, Prefill, Reorder, Reset, Trace, Turn, replay
 from kvpolicy.testing._outcome import Place
 from kvpolicy.testing.machine import generation_machine, traces
-from kvpolicy.testing.traces import BrokenTraceError, Crop, Decode, Prefill, Reorder, Reset, Trace, Turn, replay
 
 BACKENDS = ("torch", "numpy")
 QUICK = settings(max_examples=4, deadline=None, stateful_step_count=8, suppress_health_check=list(HealthCheck))
-TABLE = ((3.0, 1.0), (1.0, 2.0))
-
-
-def controller() -> GRUController:
-    rng = np.random.default_rng(0)
-    shapes = {
-        "read": (2, 6),
-        "read_bias": (6,),
-        "state": (2, 6),
-        "state_bias": (2,),
-        "ask": (2, 2),
-        "ask_bias": (2,),
-        "age": (1,),
-    }
-    return GRUController.from_arrays({name: rng.standard_normal(shape) for name, shape in shapes.items()})
 
 
 def pipeline(schedule: Any = None, score: Any = None, **stages: Any) -> Pipeline:
@@ -119,7 +102,7 @@ def both(schedule: Any = None, score: Any = None, *, recall: int = 0, **rest: An
     return Policy(prefill=stage, decode=stage, **named)
 
 
-RECIPES: dict[str, Policy] = {**catalogue(keep=0.4), "head_kv": head_kv(keep=0.4, table=TABLE)}
+DIM = 2
 COMPOSED: dict[str, Policy] = {
     "statistics": both(score=AttentionMass(reduce="mean", heads="mean"), allocate=AdaptiveHeads()),
     "moving, recalled": both(score=AttentionMass(reduce="moving"), recall=2),
@@ -163,14 +146,14 @@ COMPOSED: dict[str, Policy] = {
     ),
     "only tokens": Policy(decode=pipeline(allocate=Nested(Pyramid(beta=4.0), AdaptiveHeads()))),
     "only prompts, recalled": Policy(prefill=pipeline(FixedRows(3), recall=TopRecall(AttentionMass(), rows=1))),
-    "controller": adore(rows=4, recall=2, controller=controller()),
-    "controller, shared": adore(keep=0.5, recall=2, controller=Shared(controller())),
+    "controller": adore(rows=4, recall=2, controller=controller(DIM)),
+    "controller, shared": adore(keep=0.5, recall=2, controller=Shared(controller(DIM))),
 }
 SHAPES: dict[str, dict[str, Any]] = {
-    "head_kv": {"layers": 2, "heads": 2},
+    "head_kv": {"layers": LAYERS, "heads": HEADS},
     "its own window": {"heads": 2},
-    "controller": {"dim": 2},
-    "controller, shared": {"dim": 2},
+    "controller": {"dim": DIM},
+    "controller, shared": {"dim": DIM},
     "bytes": {"layers": 1, "batch": 1, "dim": 2},
 }
 
@@ -180,9 +163,9 @@ def generate(policy: Policy, backend: str, sizes: dict[str, Any], quick: setting
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", [*RECIPES, *COMPOSED])
+@pytest.mark.parametrize("name", [*POLICIES, *COMPOSED])
 def test_engine_and_model_agree(name: str, backend: str) -> None:
-    generate({**RECIPES, **COMPOSED}[name], backend, SHAPES.get(name, {}))
+    generate({**POLICIES, **COMPOSED}[name], backend, SHAPES.get(name, {}))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -492,6 +475,6 @@ def test_strength_and_skew_go_by_token_and_not_by_slot(backend: str) -> None:
     assert len({str(quota) for quota in quotas[0]}) > 1
 
 
-def test_every_recipe_is_here() -> None:
-    assert RECIPES.keys() == kvpolicy.RECIPES.keys()
-    assert {field.name for field in fields(Trace)} >= {"layers", "heads", "dim"}
+def test_every_stock_stage_is_here() -> None:
+    here = {type(part) for policy in (*POLICIES.values(), *COMPOSED.values()) for part in parts(policy)}
+    assert here >= set(STOCK.values())

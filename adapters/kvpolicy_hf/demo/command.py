@@ -67,7 +67,7 @@ def demo(
             show_default="the shipped one",
         ),
     ] = str(ASSETS),
-    seed: Annotated[int, typer.Option(help="Draws the pictures and the questions.")] = 0,
+    seed: Annotated[int, typer.Option(help="Draws the pictures and the questions.", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="Where to write the picture.", dir_okay=False)] = Path("kvpolicy-demo.png"),
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest answer.", min=1, show_default=f"{SHORT}, or {LONG} with --image")

@@ -22,7 +22,7 @@ def answers_table(results: Sequence[Result]) -> Table:
     for result in results:
         table.add_column(Text(result.case.prompt.question), min_width=8)
     for name in results[0].answers:
-        table.add_row(name, *(_marked(result, name) for result in results))
+        table.add_row(Text(name), *(_marked(result, name) for result in results))
     return table
 
 
@@ -37,7 +37,7 @@ def scores_table(results: Sequence[Result]) -> Table:
     for name in groups:
         table.add_column(name, justify="right", no_wrap=True)
     for name in results[0].answers:
-        table.add_row(name, *(_share(group, name) for group in groups.values()))
+        table.add_row(Text(name), *(_share(group, name) for group in groups.values()))
     return table
 
 
@@ -47,13 +47,14 @@ def costs_table(results: Sequence[Result]) -> Table:
     for name in ("rows", "bytes of keys and values", "tokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in results[0].answers:
-        table.add_row(name, *_costs([result.answers[name] for result in results]))
+        table.add_row(Text(name), *_costs([result.answers[name] for result in results]))
     return table
 
 
 def _table(title: str) -> Table:
-    """A table that begins with the policy's name."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
+    """A table that begins with the policy's name. Titles and names are the user's: in a `Text` nothing is markup."""
+    heading = Text(title, style="bold")
+    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
     table.add_column("policy", style="cyan", no_wrap=True)
     return table
 

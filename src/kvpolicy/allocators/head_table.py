@@ -8,6 +8,7 @@ from typing import final
 
 import numpy as np
 
+from .._check import check_number
 from .._errors import PolicyError
 from .._protocols import Ahead, Allocator
 from .._repr import constructor_repr
@@ -27,6 +28,9 @@ class HeadTable(Allocator, Ahead):
 
     Args:
         table: a weight >= 0 for every layer and key/value head, ``table[layer][head]``; only proportions matter.
+
+    Raises:
+        PolicyError: if the table is no such rectangle of numbers, or all are zero.
     """
 
     table: tuple[tuple[float, ...], ...]
@@ -35,15 +39,18 @@ class HeadTable(Allocator, Ahead):
 
     def __post_init__(self) -> None:
         try:
-            table = np.asarray(self.table, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
+            table = np.asarray(self.table, dtype=object)  # weights as they were given: as floats "1" and True are 1.0
+        except (TypeError, ValueError):
             table = np.zeros(0)
-        if table.ndim != 2 or not table.size or not np.all(np.isfinite(table)) or np.any(table < 0) or not table.any():
+        if table.ndim == 2:
+            for (layer, head), weight in np.ndenumerate(table):
+                check_number("HeadTable", f"table[{layer}][{head}]", weight, least=0)
+        if table.ndim != 2 or not (weights := table.astype(np.float64)).any():
             raise PolicyError(
                 f"HeadTable(table={self.table!r}): table must be a rectangle [layers][heads] of finite weights >= 0, "
                 f"not all zero. Hint: ((2, 1), (1, 1)) for two layers of two key/value heads."
             )
-        object.__setattr__(self, "table", tuple(tuple(float(cell) for cell in row) for row in table))
+        object.__setattr__(self, "table", tuple(map(tuple, weights.tolist())))
 
     @property
     def whole_model(self) -> bool:

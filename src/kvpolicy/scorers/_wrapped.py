@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .._protocols import ImportanceScorer, Observer, Windowed
+from .._protocols import ImportanceScorer, Observer
 from .._types import CacheView, Column, Step
 
 __all__ = ["columns_of", "needs_rotate", "observed_by", "window_of"]
@@ -23,7 +23,9 @@ def columns_of(scorer: ImportanceScorer) -> tuple[str, ...] | None:
 
 def window_of(scorer: ImportanceScorer) -> int:
     """How many of the latest queries it wants."""
-    return scorer.window if isinstance(scorer, Windowed) else 1
+    # Not by isinstance(scorer, Windowed), which on Python 3.11 reads it too: wrappers in wrappers would never end.
+    window: int = getattr(scorer, "window", 1)
+    return window
 
 
 def needs_rotate(scorer: ImportanceScorer) -> bool:

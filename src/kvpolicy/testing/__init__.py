@@ -9,14 +9,16 @@ from ._check import PROFILES, Check, checks_of
 from ._law import ConformanceError, Law
 from ._outcome import Place
 from ._parametrize import parametrize_with_checks
+from ._vacuous import VacuousPassWarning
 from .machine import GenerationMachine, generation_machine
 from .model import SlowCache
 from .requests import Request
 from .tables import Table
-from .traces import Crop, Decode, Prefill, Reorder, Reset, Trace, Turn, replay
+from .traces import BrokenTraceError, Crop, Decode, Prefill, Reorder, Reset, Trace, Turn, replay
 
 __all__ = [
     "PROFILES",
+    "BrokenTraceError",
     "Check",
     "ConformanceError",
     "Crop",
@@ -32,6 +34,7 @@ __all__ = [
     "Table",
     "Trace",
     "Turn",
+    "VacuousPassWarning",
     "checks",
     "checks_of",
     "generation_machine",

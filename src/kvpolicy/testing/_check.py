@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import os
 import secrets
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
-from hypothesis import strategies as st
 
 from .._check import closest
 from .._errors import PolicyError
-from . import strategies
+from ._examples import check_fixed, examples_of, too_small
 from ._law import ConformanceError, Law
 from ._memo import Memo
-from ._outcome import Place
+from ._outcome import BrokenLawError
 from ._subject import Subject, subject_of
+from ._vacuous import drops_a_row, tells, vacuous
 from .checks import LAWS
-from .machine import traces
-from .requests import Request
 from .tables import Table
-from .traces import Trace
 
-__all__ = ["PROFILES", "Check", "checks_of", "default_profile", "examples_of"]
+__all__ = ["PROFILES", "Check", "checks_of", "default_profile"]
 
-# Examples for each law.
+# Examples that a law is tried on, at most.
 PROFILES: Mapping[str, int] = {"dev": 25, "ci": 50, "nightly": 1000}
 
 _REQUESTS = 0.5  # of the examples, where each is a whole request of several passes
@@ -48,20 +46,31 @@ class Check:
     Attributes:
         law: what is tried.
         component: on what.
-        subject: the same, with what earlier laws saw of it.
         backend: where, such as ``"torch"``.
-        profile: how many examples, a key of `PROFILES`.
+        profile: how many examples at most, a key of `PROFILES`.
         sizes: what examples must have for this component, such as ``{"heads": 2}``.
         expected: why it is expected to fail; then more examples are tried, so that it does not pass by chance.
     """
 
     law: Law
     component: Any
-    subject: Subject
+    _subject: Subject  # the component, with what earlier laws saw of it
     backend: str
     profile: str
     sizes: Mapping[str, int]
     expected: str | None = None
+    _dropping: list[bool] = field(default_factory=list, init=False)  # of each example, until one makes it drop a row
+
+    @property
+    def examples(self) -> int:
+        """How many it tries at most: a share of the profile's, or many more where it is expected to fail."""
+        share = self.law.effort * (1.0 if self.law.example_type(self._subject) is Table else _REQUESTS)
+        return max(1, round(PROFILES[self.profile] * share)) * (20 if self.expected else 1)
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether it was tried, could tell if the component drops rows, and saw it drop none."""
+        return bool(self._dropping) and not any(self._dropping)
 
     def __repr__(self) -> str:
         return f"{self.law.name}-{self.backend}"
@@ -72,15 +81,17 @@ class Check:
         Raises:
             ConformanceError: of the smallest example that was found.
             PolicyError: if it is another component.
+
+        Warns:
+            VacuousPassWarning: if no example makes a policy, selector or merger drop a row.
         """
         if component is not self.component:
             raise PolicyError(f"this check is about {self.component!r}; it was called with {component!r}.")
         found: list[ConformanceError] = []
-        share = self.law.effort * (1.0 if self.law.example_type(self.subject) is Table else _REQUESTS)
-        examples = max(1, round(PROFILES[self.profile] * share)) * (20 if self.expected else 1)
+        watched = tells(self.law, self._subject)
 
         @settings(
-            max_examples=examples,
+            max_examples=self.examples,
             database=None,
             deadline=None,
             print_blob=False,
@@ -90,13 +101,15 @@ class Check:
             suppress_health_check=list(HealthCheck),
         )
         @seed(0 if self.profile == "ci" else _SEED)
-        @given(examples_of(self.law, self.subject, self.sizes))
+        @given(examples_of(self.law, self._subject, self.sizes))
         def attempt(example: Any) -> None:
             try:
-                self.law.hold(self.subject, component, example, self.backend)
+                self.law.hold(self._subject, component, example, self.backend)
             except ConformanceError as error:
                 found.append(error)
                 raise
+            if watched and not any(self._dropping):
+                self._dropping.append(drops_a_row(self._subject, example))
 
         try:
             attempt()
@@ -106,21 +119,12 @@ class Check:
             if not found:
                 raise
             # It failed, and did not fail again for the same example.
-            last, place = found[-1], Place()
+            last = found[-1]
             detail = f"sometimes: {last.detail} The same example does not always do so, so it is not deterministic."
-            raise ConformanceError(self.law, component, place, detail, detail, last.script) from error
-
-
-def examples_of(law: Law, subject: Subject, sizes: Mapping[str, int]) -> st.SearchStrategy[Any]:
-    """What a law is tried on for this component."""
-    sizes = {name: size for name, size in sizes.items() if name in _sizes(law, subject)}
-    if law.example_type(subject) is Trace:
-        return traces(**sizes)
-    if law.example_type(subject) is Request:
-        return strategies.requests(least=law.least, **sizes)
-    # Layer by layer but for these, which compare layers: one is enough.
-    layers = {} if subject.kind.name in ("ImportanceScorer", "Allocator") else {"layers": 1}
-    return strategies.tables(least=law.least, **{**layers, **sizes})
+            at = str(BrokenLawError(last.place, detail))
+            raise ConformanceError(self.law, component, last.place, detail, at, last.script) from error
+        if self.vacuous:
+            warnings.warn(vacuous(component), stacklevel=2)
 
 
 def checks_of(
@@ -134,38 +138,25 @@ def checks_of(
     """Every law by name: a check of this component, or why the law says nothing about it.
 
     Raises:
-        PolicyError: if ``expected`` names a law that there is not, or that says nothing about the component.
+        PolicyError: if ``expected`` names a law that there is not, or that says nothing about the component; if
+            ``sizes`` are not those of an example, or out of range.
+        BackendUnavailableError: if there is no such backend, or it is not installed.
     """
     subject = replace(subject_of(component, backend), memo=Memo())
     given_sizes, reasons = dict(sizes or {}), dict(expected or {})
     profile = profile or default_profile()
     if profile not in PROFILES:
         raise PolicyError(f"profile={profile!r}: there are {', '.join(PROFILES)}.")
+    check_fixed(given_sizes, subject, LAWS.values())
     out: dict[str, Check | str] = {}
     for name, law in LAWS.items():
-        silent = law.silent_about(subject) or _too_small(law, given_sizes)
+        silent = law.silent_about(subject) or too_small(law, given_sizes)
         if silent is not None:
             out[name] = silent
             continue
         out[name] = Check(law, component, subject, backend, profile, given_sizes, reasons.pop(name, None))
-    known = sorted({name for law in LAWS.values() if not law.silent_about(subject) for name in _sizes(law, subject)})
-    for name in given_sizes:
-        if name not in known:
-            raise PolicyError(f"sizes: {name!r} is no size of an example for {component!r}.{closest(name, known)}")
     for name in reasons:
         if name not in LAWS:
             raise PolicyError(f"expected failure of {name!r}: there is no such law.{closest(name, LAWS)}")
         raise PolicyError(f"expected failure of {name!r}: it does not apply to {component!r} ({out[name]}).")
     return out
-
-
-def _sizes(law: Law, subject: Subject) -> set[str]:
-    """What can be fixed of the examples of a law."""
-    return {each.name for each in fields(law.example_type(subject))}
-
-
-def _too_small(law: Law, sizes: Mapping[str, int]) -> str | None:
-    for name, least in law.least.items():
-        if sizes.get(name, least) < least:
-            return f"needs {least} {name}, and {name}={sizes[name]}"
-    return None

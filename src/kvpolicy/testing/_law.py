@@ -54,8 +54,6 @@ class Law:
         effort: share of a profile's examples that it is tried on, for a law that is slow to try.
         least: sizes that an example must have at least for it to say anything.
         on: what it is tried on; None: a `Request` for a policy, a `Table` for a stage or a backend.
-        unless: why it says nothing about this component, or None.
-        function: the check itself.
     """
 
     name: str
@@ -65,13 +63,13 @@ class Law:
     effort: float
     least: Mapping[str, int]
     on: type[Table | Request | Trace] | None
-    unless: Callable[[Subject], str | None]
-    function: Callable[[Subject, Any], None]
+    _unless: Callable[[Subject], str | None]
+    _function: Callable[[Subject, Any], None]
 
     @property
     def formula(self) -> str:
         """The first line of the docstring: the law in one sentence."""
-        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+        return (inspect.getdoc(self._function) or "").partition("\n")[0]
 
     def __repr__(self) -> str:
         return f"checks.{self.name}"
@@ -84,7 +82,7 @@ class Law:
         """Why the law says nothing about a component; None where it does."""
         if subject.kind.name not in self.kinds:
             return f"not about a component of kind {subject.kind.name}"
-        return self.unless(subject)
+        return self._unless(subject)
 
     def __call__(self, component: Any, example: Example, *, backend: str = "torch") -> None:
         """Try it once.
@@ -110,7 +108,7 @@ class Law:
                 f"{type(example).__name__}. Hint: {wanted.__name__}()."
             )
         try:
-            self.function(subject, example)
+            self._function(subject, example)
         except BrokenLawError as broken:
             shown = getattr(broken, "example", example)
             raise ConformanceError(

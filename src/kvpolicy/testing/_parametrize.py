@@ -19,6 +19,7 @@ __all__ = ["Components", "parametrize_with_checks"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _ATTRIBUTE = "_kvpolicy_checks"
+_HINTS = {"expected_failures": "{'merge_convex': 'adds values'}", "sizes": "{'heads': 2}"}
 
 
 def parametrize_with_checks(
@@ -43,8 +44,14 @@ def parametrize_with_checks(
         sizes: likewise: what examples must look like for it, such as ``{"MyHeads": {"layers": 2, "heads": 4}}``.
 
     Raises:
-        PolicyError: when tests are collected, if a name is unknown: a law, or a component that is not among them.
+        PolicyError: if a component is given twice, or ``backends`` is a name and not several; when tests are collected,
+            if a name is unknown: a law, or a component that is not among them.
     """
+    __tracebackhide__ = True  # pytest then shows the user's line alone
+    if isinstance(backends, str):
+        raise PolicyError(
+            f"parametrize_with_checks(backends={backends!r}): backends is a list of names. Hint: [{backends!r}]."
+        )
     wanted = Components(
         components=_named(components),
         backends=None if backends is None else tuple(backends),
@@ -98,14 +105,22 @@ class Components:
     def _check_names(self) -> None:
         known = {key for name in self.components for key in self._keys(name)}
         for argument, given in (("expected_failures", self.expected), ("sizes", self.sizes)):
-            for name in given:
+            for name, about in given.items():
                 if name not in known:
                     raise PolicyError(f"{argument}[{name!r}]: no such component here.{closest(name, self.components)}")
+                if not isinstance(about, Mapping):
+                    raise PolicyError(f"{argument}[{name!r}]={about!r}: it is a mapping. Hint: {_HINTS[argument]}.")
 
 
 def _named(components: Iterable[Any] | Mapping[str, Any]) -> Mapping[str, Any]:
+    __tracebackhide__ = True
     if isinstance(components, Mapping):
         return dict(components)
+    if not isinstance(components, Iterable):
+        raise PolicyError(
+            f"parametrize_with_checks({components!r}): it takes a list of components, or a mapping of names to them. "
+            f"Hint: [{components!r}]."
+        )
     listed = list(components)
     classes = [type(component).__name__ for component in listed]
     named: dict[str, Any] = {}

@@ -11,12 +11,14 @@ from ..backends import BACKENDS, backend_by_name
 __all__ = ["known_backends", "place_of"]
 
 
-def place_of(backend: str) -> tuple[Backend, str | None]:
-    """The backend and the device of ``"torch"`` or ``"torch:cuda"``.
+def place_of(backend: str | Backend) -> tuple[Backend, str | None]:
+    """The backend and the device of ``"torch"`` or ``"torch:cuda"``; a backend itself is at its default device.
 
     Raises:
         BackendUnavailableError: if there is no such backend, or it is not installed.
     """
+    if not isinstance(backend, str):
+        return backend, None
     name, _, device = backend.partition(":")
     return backend_by_name(name), device or None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
@@ -181,6 +182,8 @@ def kind_of(component: Any) -> Kind:
         raise PolicyError(
             f"{component.__name__} is a class; the kit checks an instance. Hint: {component.__name__}(...)."
         )
+    if inspect.ismodule(component):  # numpy has a `select`, and is no selector
+        raise PolicyError(f"{component.__name__!r} is a module; the kit checks an instance of a class in it.")
     found = [kind for kind in KINDS.values() if kind.method and callable(getattr(component, kind.method, None))]
     if len(found) == 1:
         return found[0]

@@ -11,6 +11,7 @@ from typing import Any
 from .. import _text
 from .._check import closest
 from .._errors import PolicyError
+from ..policies import RECIPES
 
 __all__ = ["component_of"]
 
@@ -27,7 +28,7 @@ def component_of(target: str) -> Any:
     """
     module, colon, call = target.partition(":")
     if not colon:
-        return _text.from_text(target, keep=0.5)
+        return _recipe(target)
     name, arguments = _text.call_of(call)
     found = _imported(module, target)
     if not hasattr(found, name):
@@ -46,6 +47,15 @@ def component_of(target: str) -> Any:
         raise PolicyError(
             f"{target!r} cannot be made: {error}. Hint: '{module}:{name}(argument=value)' with plain values."
         ) from error
+
+
+def _recipe(target: str) -> Any:
+    try:
+        return _text.from_text(target, keep=0.5)
+    except PolicyError as error:
+        if target.partition("(")[0].strip() in RECIPES:
+            raise
+        raise PolicyError(f"{error} For a policy or a stage of your own: module:Name.") from None
 
 
 def _imported(module: str, target: str) -> Any:

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from .._errors import PolicyError
 from .._policy import Policy
+from .strategies import segments
 from .traces import Crop, Decode, Op, Prefill, Reorder, Replay, Reset, Trace, Turn
 
 __all__ = ["GenerationMachine", "generation_machine", "traces"]
@@ -140,7 +141,7 @@ def _beginnings(draw: st.DrawFn, fixed: Mapping[str, Any]) -> Trace:
         "groups": st.integers(1, 2),
         "dim": st.sampled_from([2, 4]),
         "value_dim": st.integers(1, 3),
-        "image": st.tuples(st.integers(0, 3), st.integers(0, 6)),
+        "image": segments(6),
         "prompt_length": st.sampled_from([0, tokens]),
         "check": st.booleans(),
     }

@@ -8,11 +8,11 @@ from typing import Any, final
 
 import numpy as np
 
-from .._check import check_choice, check_count
-from .._errors import PolicyError
+from .._check import check_count
 from .._repr import constructor_repr
 from .._types import IMAGE
-from ._numbers import DTYPES, Arr, rounded
+from ._numbers import Arr, rounded
+from ._sizes import check_image, check_sizes
 
 __all__ = ["Request", "Stream"]
 
@@ -141,18 +141,11 @@ class Request:
     __repr__ = constructor_repr
 
     def __post_init__(self) -> None:
-        for name in ("layers", "batch", "heads", "groups", "dim", "value_dim", "prompt"):
-            check_count("Request", name, getattr(self, name), least=1)
+        check_count("Request", "prompt", self.prompt, least=1)
         for name in ("steps", "turn"):
             check_count("Request", name, getattr(self, name))
-        check_choice("Request", "dtype", self.dtype, DTYPES)
-        if self.dim % 2:
-            raise PolicyError(f"Request(dim={self.dim}): dim must be even. Hint: {self.dim + 1}.")
-        if self.padding and (len(self.padding) != self.batch or not all(0 <= p < self.prompt for p in self.padding)):
-            raise PolicyError(
-                f"Request(padding={self.padding}): one number for each of {self.batch} batch rows, less than the "
-                f"{self.prompt} tokens of the prompt."
-            )
+        check_sizes(self, tokens=self.prompt)
+        check_image("Request", self.image)
 
     def build(self) -> Stream:
         """The arrays."""

@@ -40,9 +40,13 @@ def scores() -> st.SearchStrategy[str]:
 
 
 def budgets(tokens: int) -> st.SearchStrategy[int | None]:
-    """Rows for each head at every edge: 0, 1, one less than there are, all, one too many; None: each its own."""
-    edges = sorted({0, 1, max(0, tokens - 1), tokens, tokens + 1})
-    return st.sampled_from([1, None, *edges]) | st.integers(0, tokens + 1)
+    """Rows for each head: where some stay and others leave, and at every edge; None: each its own.
+
+    The edges are 0, 1, one less than there are, all, one too many.
+    """
+    some = sorted({max(1, tokens // 3), max(1, tokens // 2), max(1, tokens - 1)})
+    edges = sorted({0, 1, tokens, tokens + 1})
+    return st.sampled_from(some) | st.sampled_from([None, *edges]) | st.integers(0, tokens + 1)
 
 
 def segments(tokens: int) -> st.SearchStrategy[tuple[int, int]]:
@@ -85,7 +89,7 @@ def tables(draw: st.DrawFn, /, *, least: Mapping[str, int] = _NONE, most_tokens:
     choose, size = chosen.choose, chosen.size
     tokens = size("tokens", most_tokens)
     batch = size("batch", 2)
-    size("layers", 2)
+    size("layers", 3)
     size("heads", 3)
     size("groups", 2)
     size("value_dim", 2)

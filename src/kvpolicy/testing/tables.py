@@ -8,17 +8,25 @@ from typing import Any, Literal, final
 
 import numpy as np
 
-from .._check import check_choice, check_count
+from .._check import check_choice, check_count, check_share
 from .._errors import PolicyError
 from .._repr import constructor_repr
 from .._types import IMAGE, Column, Phase
-from ._numbers import DTYPES, Arr, rounded
+from ._numbers import Arr, rounded
 from ._scene import GARBAGE, Scene, SceneLayer
+from ._sizes import check_image, check_sizes
 
 __all__ = ["SCORES", "VECTORS", "Table"]
 
 VECTORS = ("normal", "axes", "zeros", "equal", "dominant")
-SCORES = ("normal", "ties", "equal", "infinite", "worthless", "denormal", "dominant")
+SCORES = ("normal", "close", "ties", "equal", "infinite", "worthless", "denormal", "dominant")
+_CHOICES = {
+    "merged": (False, True),
+    "shuffled": (False, True),
+    "vectors": VECTORS,
+    "scores": SCORES,
+    "phase": ("prefill", "decode"),
+}
 
 
 @final
@@ -31,8 +39,9 @@ class Table:
 
     - ``vectors``: ``"normal"``; ``"axes"``, plus or minus unit vectors, whose similarities tie exactly; ``"zeros"``,
       about half of the keys zero; ``"equal"``; ``"dominant"``, one long key and the others zero.
-    - ``scores``: ``"normal"``; ``"ties"`` of -1, 0, 1; ``"equal"``; ``"infinite"``, some of them, both signs;
-      ``"worthless"``, all -inf; ``"denormal"``; ``"dominant"``, one row has everything.
+    - ``scores``: ``"normal"``; ``"close"``, which float16 does not tell apart; ``"ties"`` of -1, 0, 1; ``"equal"``;
+      ``"infinite"``, some of them, both signs; ``"worthless"``, all -inf; ``"denormal"``; ``"dominant"``, one row has
+      everything.
 
     Args:
         seed: of all random numbers.
@@ -84,23 +93,21 @@ class Table:
     __repr__ = constructor_repr
 
     def __post_init__(self) -> None:
-        for name in ("layers", "batch", "heads", "groups", "dim", "value_dim", "tokens", "now"):
+        for name in ("tokens", "now"):
             check_count("Table", name, getattr(self, name), least=1)
-        for name, allowed in (("vectors", VECTORS), ("scores", SCORES), ("dtype", DTYPES)):
+        check_sizes(self, tokens=self.tokens)
+        check_image("Table", self.image)
+        check_share("Table", "evicted", self.evicted, zero=True)
+        check_count("Table", "empty", self.empty)
+        if self.quota is not None:
+            check_count("Table", "quota", self.quota)
+        for name, allowed in _CHOICES.items():
             check_choice("Table", name, getattr(self, name), allowed)
-        check_choice("Table", "phase", self.phase, ("prefill", "decode"))
         if self.now > self.tokens:
             raise PolicyError(f"Table(now={self.now}): only {self.tokens} tokens have passed. Hint: tokens={self.now}.")
         if self.shuffled and self.now > 1:
             raise PolicyError(
                 f"Table(shuffled=True, now={self.now}): rows of a longer pass end the table. Hint: now=1."
-            )
-        if self.dim % 2:
-            raise PolicyError(f"Table(dim={self.dim}): dim must be even. Hint: {self.dim + 1}.")
-        if self.padding and (len(self.padding) != self.batch or not all(0 <= p < self.tokens for p in self.padding)):
-            raise PolicyError(
-                f"Table(padding={self.padding}): one number for each of {self.batch} batch rows, less than the "
-                f"{self.tokens} tokens."
             )
 
     @property
@@ -181,6 +188,8 @@ class Table:
 
     def _scores(self, rng: np.random.Generator, valid: Arr) -> Any:
         normal = rng.standard_normal(valid.shape)
+        if self.scores == "close":
+            return 1.0 + 1e-4 * normal
         if self.scores == "ties":
             return rng.integers(-1, 2, valid.shape).astype(np.float64)
         if self.scores == "equal":

@@ -10,16 +10,18 @@ import numpy as np
 from .._check import check_choice, check_count
 from .._errors import CacheError, PolicyError
 from .._policy import Policy
+from .._protocols import Backend
 from .._repr import constructor_repr
 from .._session import Pass, Session
 from .._types import IMAGE, TEXT
-from ._numbers import DTYPES, Arr, rounded
+from ._numbers import Arr, rounded
 from ._ops import Crop, Decode, Op, Prefill, Reorder, Reset, Turn, passes_of
 from ._outcome import BrokenLawError, Place, fail
 from ._places import place_of
 from ._rotary import rotary
 from ._rows import attend
 from ._side_by_side import compare_layer, compare_outputs
+from ._sizes import check_image, check_sizes
 from .model import SlowCache
 
 __all__ = [
@@ -85,16 +87,15 @@ class Trace:
     __repr__ = constructor_repr
 
     def __post_init__(self) -> None:
-        for name in ("layers", "batch", "heads", "groups", "dim", "value_dim"):
-            check_count("Trace", name, getattr(self, name), least=1)
-        for name in ("seed", "prompt_length"):
-            check_count("Trace", name, getattr(self, name))
-        check_choice("Trace", "dtype", self.dtype, DTYPES)
+        ops: Any = self.ops
+        if not isinstance(ops, tuple) or not all(isinstance(op, Op) for op in ops):
+            raise PolicyError(f"Trace(ops={ops!r}): ops must be a tuple of operations. Hint: (Prefill(4), Decode(2)).")
+        check_sizes(self)
+        if self.image is not None:
+            check_image("Trace", self.image)
         check_choice("Trace", "kind", self.kind, ("normal", "flat"))
-        if self.dim % 2:
-            raise PolicyError(f"Trace(dim={self.dim}): dim must be even. Hint: {self.dim + 1}.")
-        if self.padding and (len(self.padding) != self.batch or min(self.padding) < 0):
-            raise PolicyError(f"Trace(padding={self.padding}): one number for each of {self.batch} batch rows.")
+        check_count("Trace", "prompt_length", self.prompt_length)
+        check_choice("Trace", "check", self.check, (False, True))
 
     @property
     def scale(self) -> float:
@@ -115,8 +116,13 @@ class BrokenTraceError(BrokenLawError):
         self.trace = self.example = trace
 
 
-def replay(policy: Policy, trace: Trace, *, backend: str = "torch") -> None:
+def replay(policy: Policy, trace: Trace, *, backend: str | Backend = "torch") -> None:
     """Play a trace on a `Session` and on a `SlowCache`, and compare all that they hold after every pass.
+
+    Args:
+        policy: under test.
+        trace: what happens.
+        backend: of the session, and of what stages are given: by name, ``"torch:cuda"``, or itself.
 
     Raises:
         BrokenTraceError: at the first difference; ``place.when`` is the pass.
@@ -133,11 +139,13 @@ class Replay:
     Args:
         policy: under test.
         trace: the sizes; its own operations are not played.
-        backend: of the session, and of what stages are given: ``"torch"``, ``"numpy"``, ``"torch:cuda"``.
+        backend: of the session, and of what stages are given: ``"torch"``, ``"numpy"``, ``"torch:cuda"``, or itself.
         order: seed of the model's slots; None: rows in order of arrival.
     """
 
-    def __init__(self, policy: Policy, trace: Trace, *, backend: str = "torch", order: int | None = None) -> None:
+    def __init__(
+        self, policy: Policy, trace: Trace, *, backend: str | Backend = "torch", order: int | None = None
+    ) -> None:
         ops, device = place_of(backend)
         told: dict[str, Any] = {"prompt_length": trace.prompt_length, "rotate": rotary(ops)}
         slots = None if order is None else np.random.default_rng(order)

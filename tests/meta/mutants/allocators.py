@@ -121,15 +121,38 @@ class MovingWorth(ByWorth):
         return super().weights(self._known)
 
 
-TWINS = (ByWorth(),)
+@dataclass(frozen=True)
+class Evenly:
+    """All heads get the same; known before there are scores."""
+
+    whole_model: bool = field(default=False, init=False, repr=False)
+
+    def allocate(self, budget: Any, layers: Sequence[Scored], step: Step) -> list[Any]:
+        return [np.repeat(budget[:, None], layer.view.shape[1], axis=1) for layer in layers]
+
+    def ahead(self, budget: Any, layer: int, num_layers: int, heads: int, step: Step) -> Any:
+        return np.repeat(budget[:, None], heads, axis=1)
+
+
+class HalfAhead(Evenly):
+    """Ahead of the scores the lower layers get more: the two faces do not say the same."""
+
+    def ahead(self, budget: Any, layer: int, num_layers: int, heads: int, step: Step) -> Any:
+        more = (budget - 1) * (0 if 2 * layer + 1 == num_layers else 1 if 2 * layer < num_layers else -1)
+        return np.repeat((budget + more)[:, None], heads, axis=1)
+
+
+TWINS = (ByWorth(), Evenly())
 SHORT = {**COMPETING, "layers": 2}
 MUTANTS = (
-    Mutant("floors-each-share", Floors, law="budget_exact", also=("well_formed",), sizes=SHORT),
+    Mutant("floors-each-share", Floors, law="budget_exact", also=("well_formed",)),
+    Mutant("rounds-each-share", Rounds, law="budget_exact", sizes={**COMPETING, "layers": 3}),
+    Mutant("other-numbers-ahead", HalfAhead, law="ahead_allocates"),
     Mutant("shares-not-whole", NotWhole, law="well_formed"),
     Mutant("quota-by-layer", OneForAllHeads, law="well_formed", backends=("numpy",)),
-    Mutant("shares-what-is-enough", AlwaysShares, law="noop_within_budget", sizes=SHORT),
+    Mutant("shares-what-is-enough", AlwaysShares, law="noop_within_budget"),
     Mutant("worth-of-the-batch", MeanWorth, law="batch_independent", backends=("numpy",), sizes=SHORT),
     Mutant("padding-is-worth-something", PaddingIsWorth, law="padding_invariant", sizes=SHORT),
     Mutant("first-head-first", FirstHeadFirst, law="head_equivariant"),
-    Mutant("worth-of-earlier-requests", MovingWorth, law="request_isolated", backends=("numpy",), sizes=SHORT),
+    Mutant("worth-of-earlier-requests", MovingWorth, law="request_isolated", backends=("numpy",)),
 )

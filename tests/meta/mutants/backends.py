@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvpolicy import CacheView, Column, Plan, Step
+from kvpolicy import BackendUnavailableError, CacheView, Column, Plan, Step
 from kvpolicy.backends.torch import TorchBackend
 
-from ._mutant import COMPETING, Mutant
+from ._mutant import Mutant
 
 __all__ = ["MUTANTS", "TWINS"]
 
@@ -323,44 +323,50 @@ class EveryColumnSums(Dense):
         return replace(made, columns=kept)
 
 
+@dataclass(frozen=True)
+class NoStore(Dense):
+    """There is no store for this device."""
+
+    def store(self, layer: int, num_layers: int, /, *, on_host: bool = False) -> Any:
+        raise BackendUnavailableError("there is no store for this device.")
+
+
 TWINS = (Dense(),)
 MUTANTS = (
     Mutant("group-mean-for-max", MeanForMax, law="agrees_with_numpy"),
-    Mutant("mean-of-all-heads", MeanOfAllHeads, law="head_independent", also=("slot_equivariant", "agrees_with_numpy")),
+    Mutant("mean-of-all-heads", MeanOfAllHeads, law="head_independent"),
     Mutant("no-token-sees-itself", NotItself, law="agrees_with_numpy"),
     Mutant("sees-the-next", SeesTheNext, law="agrees_with_numpy"),
-    Mutant("sees-padding", SeesPadding, law="padding_invariant", also=("agrees_with_numpy",)),
+    Mutant("sees-padding", SeesPadding, law="padding_invariant"),
+    Mutant("causal-by-slot", CausalBySlot, law="slot_equivariant"),
     Mutant("scale-ignored", NoScale, law="agrees_with_numpy"),
     Mutant("silent-queries-pay-nan", NotSilent, law="finite"),
-    Mutant("padding-asks", PaddingAsks, law="padding_invariant", also=("agrees_with_numpy",)),
+    Mutant("padding-asks", PaddingAsks, law="padding_invariant"),
     Mutant(
         "padding-of-the-first-row",
         FirstRowsPadding,
         law="batch_independent",
-        also=("agrees_with_numpy",),
-        sizes={"tokens": 8},
     ),
     Mutant("attention-in-cache-dtype", InCacheDtype, law="dtype_stable"),
-    Mutant(
-        "softmax-overflows", NotStable, law="dtype_stable", also=("agrees_with_numpy",), sizes={"vectors": "dominant"}
-    ),
+    Mutant("softmax-overflows", NotStable, law="dtype_stable"),
     Mutant("scales-keys-in-place", InTheModelsKeys, law="unmutated"),
     Mutant("returns-its-workspace", Workspace, law="agrees_with_numpy", also=("thread_safe", "immutable")),
     Mutant("remembers-ranks", RemembersRanks, law="request_isolated"),
-    Mutant("top-k-ties-by-memory", TiesByMemory, law="slot_equivariant", also=("agrees_with_numpy",), sizes=COMPETING),
+    Mutant("top-k-ties-by-memory", TiesByMemory, law="slot_equivariant"),
     Mutant("top-k-ties-to-the-earlier", TiesToTheEarlier, law="agrees_with_numpy"),
-    Mutant("rank-by-slot", RankBySlot, law="slot_equivariant", also=("agrees_with_numpy",)),
+    Mutant("rank-by-slot", RankBySlot, law="slot_equivariant"),
     Mutant("rank-from-one", RankFromOne, law="agrees_with_numpy"),
-    Mutant("nearest-ties-to-the-later", TiesToTheLater, law="agrees_with_numpy", sizes=COMPETING),
-    Mutant("euclid-for-cosine", Euclid, law="agrees_with_numpy", sizes=COMPETING),
-    Mutant("centred-over-all-heads", AnchorsOfAllHeads, law="head_independent", also=("agrees_with_numpy",)),
-    Mutant("repeated-targets-dropped", LastOneWins, law="agrees_with_numpy"),
-    Mutant("count-forgotten", CountForgotten, law="merge_mass", also=("agrees_with_numpy",)),
-    Mutant(
-        "columns-not-compacted", ColumnsStay, law="padding_invariant", also=("slot_equivariant", "agrees_with_numpy")
-    ),
+    Mutant("nearest-ties-to-the-later", TiesToTheLater, law="agrees_with_numpy"),
+    Mutant("euclid-for-cosine", Euclid, law="agrees_with_numpy"),
+    Mutant("centred-over-all-heads", AnchorsOfAllHeads, law="head_independent"),
+    Mutant("repeated-targets-dropped", LastOneWins, law="agrees_with_numpy", also=("slot_equivariant",)),
+    Mutant("count-forgotten", CountForgotten, law="merge_mass"),
+    Mutant("columns-not-compacted", ColumnsStay, law="padding_invariant", also=("slot_equivariant",)),
     Mutant("last-row-lost", LastRowLost, law="rows_unique"),
+    Mutant("registers-dropped", RegistersForgotten, law="agrees_with_numpy"),
+    Mutant("scale-of-merged-ignored", ScaleForgotten, law="agrees_with_numpy"),
+    Mutant("no-store", NoStore, law="agrees_with_model"),
     Mutant("keys-not-merged", KeysNotMerged, law="agrees_with_numpy"),
     Mutant("own-weight-forgotten", OwnWeightForgotten, law="agrees_with_numpy"),
-    Mutant("every-column-sums", EveryColumnSums, law="agrees_with_numpy", sizes=COMPETING),
+    Mutant("every-column-sums", EveryColumnSums, law="agrees_with_numpy"),
 )

@@ -189,10 +189,21 @@ MUTANTS = (
         also=("well_formed",),
     ),
     Mutant(
+        "policy-argsort-as-rank",
+        lambda: both(schedule=kv.FixedRows(4), score=kv.Noise(), select=selectors.ArgsortAsRank()),
+        law="dominance",
+        also=("budget_exact",),
+    ),
+    Mutant(
+        "policy-the-worst-stay",
+        lambda: both(schedule=kv.FixedRows(4), select=selectors.Worst()),
+        law="monotone_score",
+    ),
+    Mutant("policy-epsilon", lambda: both(merge=mergers.Epsilon()), law="anchor_unchanged", backends=("numpy",)),
+    Mutant(
         "policy-weights-below-one",
         lambda: both(merge=mergers.OneTooMany()),
         law="merge_convex",
-        also=("batch_independent",),
     ),
     Mutant("policy-last-chunk-only", lambda: both(score=scorers.LastChunk()), law="chunk_invariant"),
     Mutant(
@@ -206,7 +217,6 @@ MUTANTS = (
         both,
         law="agrees_with_numpy",
         patches=((TorchStore, "_put", stale_columns),),
-        also=("padding_invariant", "chunk_invariant"),
     ),
     Mutant(
         "columns-stay",
@@ -214,14 +224,12 @@ MUTANTS = (
         law="padding_invariant",
         backends=("numpy",),
         patches=((NumpyBackend, "compact", columns_stay),),
-        also=("agrees_with_model",),
     ),
     Mutant(
         "padding-seen",
         lambda: both(schedule=kv.KeepRatio(0.5)),
         law="padding_invariant",
         patches=((Layer, "append", padding_seen),),
-        also=("agrees_with_model",),
     ),
     Mutant(
         "padding-is-a-row",
@@ -229,7 +237,7 @@ MUTANTS = (
         law="padding_invariant",
         backends=("numpy",),
         patches=((numpy, "_per_head", padding_is_a_row),),
-        also=("merge_mass", "noop_within_budget", "agrees_with_model"),
+        also=("merge_mass",),
     ),
     Mutant("chunk-is-a-prompt", both, law="chunk_invariant", patches=((Session, "__init__", chunk_is_prompt),)),
     Mutant(
@@ -243,7 +251,6 @@ MUTANTS = (
         lambda: both(schedule=kv.KeepRatio(0.5)),
         law="batch_independent",
         patches=((_engine, "budget_of", budget_of_the_batch),),
-        also=("agrees_with_model",),
     ),
     Mutant("archive-keeps", recalling, law="rows_unique", patches=((Layer, "take_back", archive_keeps),)),
     Mutant(
@@ -251,21 +258,18 @@ MUTANTS = (
         merging,
         law="merge_mass",
         patches=((TorchBackend, "compact", count_forgotten),),
-        also=("agrees_with_numpy", "agrees_with_model"),
     ),
     Mutant(
         "policy-registers-forgotten",
         gated,
         law="agrees_with_numpy",
         patches=((TorchBackend, "compact", registers_forgotten),),
-        also=("agrees_with_model",),
     ),
     Mutant(
         "values-in-half",
         both,
         law="agrees_with_numpy",
         patches=((_torch_store, "_as_table", half_rounded),),
-        also=("agrees_with_model",),
     ),
     # Faults that only a model of the whole engine sees.
     Mutant(
@@ -280,14 +284,12 @@ MUTANTS = (
         gated,
         law="agrees_with_model",
         patches=((TorchStore, "clear", registers_stay),),
-        sizes={"layers": 1, "heads": 1, "value_dim": 1},
     ),
     Mutant(
         "beams-share-registers",
         gated,
         law="agrees_with_model",
         patches=((TorchStore, "select_batch", beams_share_registers),),
-        sizes={"layers": 1, "heads": 1, "value_dim": 1},
     ),
     Mutant(
         "first-queries",
@@ -303,7 +305,6 @@ MUTANTS = (
         lambda: replace(merging(), count_bias=True),
         law="agrees_with_model",
         patches=((Session, "_step", bias_forgotten),),
-        sizes={"layers": 1, "heads": 1, "value_dim": 1},
     ),
     Mutant(
         "prompt-not-counted",
@@ -317,6 +318,5 @@ MUTANTS = (
         lambda: both(merge=mergers.IntoNearest(), recall=kv.TopRecall(kv.Recency(), rows=1)),
         law="agrees_with_model",
         patches=((Layer, "release", archive_takes_merged),),
-        sizes={"layers": 1, "heads": 1, "value_dim": 1},
     ),
 )

@@ -163,6 +163,8 @@ MUTANTS = (
     Mutant("budget-by-head", OneTooMany, law="well_formed"),
     Mutant("budget-by-dice", Dice, law="deterministic", backends=("numpy",), also=BY_CHANCE),
     Mutant("every-second-call", EverySecondCall, law="request_isolated", backends=("numpy",)),
+    Mutant("first-share-for-all", Remembers, law="request_isolated", backends=("numpy",)),
+    Mutant("scratch-share", ScratchShare, law="thread_safe", backends=("numpy",)),
     Mutant("limit-of-now", LimitOfNow, law="limit_holds"),
     Mutant("limit-one-too-low", LimitOneTooLow, law="limit_holds", backends=("numpy",)),
     Mutant("limit-is-a-float", LimitOfNothing, law="well_formed", backends=("numpy",)),

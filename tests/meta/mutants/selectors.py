@@ -9,7 +9,7 @@ from typing import Any
 
 from kvpolicy import CacheView, Scored, Selection, Step
 
-from ._mutant import BY_CHANCE, COMPETING, Mutant
+from ._mutant import BY_CHANCE, Mutant
 
 __all__ = ["MUTANTS", "TWINS"]
 
@@ -251,24 +251,26 @@ MUTANTS = (
         ArgsortAsRank,
         law="dominance",
         backends=BOTH,
-        also=("budget_exact", "slot_equivariant", "padding_invariant"),
-        sizes=COMPETING,
+        also=("budget_exact",),
     ),
-    Mutant("prefix-off-by-one", OneMoreFirst, law="within_quota", sizes=COMPETING),
+    Mutant("the-worst-stay", Worst, law="monotone_score", backends=BOTH),
+    Mutant("the-loudest-stay", Loudest, law="monotone_score"),
+    Mutant("scores-in-cache-dtype", CacheDtype, law="dtype_stable", sizes={"scores": "close"}),
+    Mutant("prefix-off-by-one", OneMoreFirst, law="within_quota"),
     Mutant("quota-off-by-one", OneMoreOther, law="within_quota"),
     Mutant("keeps-all-ties", AllThatTie, law="within_quota", backends=("numpy",)),
-    Mutant("drops-all-ties", NoneThatTies, law="budget_exact", sizes=COMPETING),
+    Mutant("drops-all-ties", NoneThatTies, law="budget_exact"),
     Mutant("one-row-too-few", OneFewer, law="budget_exact", backends=("numpy",)),
     Mutant("padding-kept", PaddingKept, law="no_padding", backends=BOTH),
-    Mutant("ties-by-memory", TiesByMemory, law="slot_equivariant", backends=("numpy",), sizes=COMPETING),
-    Mutant("slots-as-positions", FirstSlots, law="slot_equivariant", also=("padding_invariant",)),
+    Mutant("ties-by-memory", TiesByMemory, law="slot_equivariant", backends=("numpy",)),
+    Mutant("slots-as-positions", FirstSlots, law="slot_equivariant"),
     Mutant("first-positions", FirstPositions, law="padding_invariant"),
     Mutant("writes-scores", WritesScores, law="unmutated"),
     Mutant("integer-mask", IntegerMask, law="well_formed"),
     Mutant("mask-of-one-head", MaskOfOneHead, law="well_formed", backends=("numpy",)),
-    Mutant("evenly-spaced", EvenlySpaced, law="monotone_budget", sizes=COMPETING),
+    Mutant("evenly-spaced", EvenlySpaced, law="monotone_budget"),
     Mutant("half-is-safe", HalfIsSafe, law="idempotent"),
-    Mutant("shared-dice", SharedDice, law="deterministic", also=BY_CHANCE, sizes=COMPETING),
+    Mutant("shared-dice", SharedDice, law="deterministic", also=BY_CHANCE),
     Mutant("remembers-the-quota", Remembers, law="request_isolated", sizes={"quota": None}),
     Mutant("scratch-attribute", Scratch, law="thread_safe"),
     Mutant("counts-its-calls", CountsCalls, law="immutable"),

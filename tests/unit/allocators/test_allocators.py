@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -254,10 +256,29 @@ class TestHeadTable:
         with pytest.raises(PolicyError, match="1 layers of 2 key/value heads; this model has 3 layers"):
             HeadTable(((1, 1),)).ahead(np.array([10]), 0, 3, 2, step)
 
-    @pytest.mark.parametrize("table", [(), ((),), ((1, 2), (3,)), ((0, 0),), ((1, -1),), ((1, float("nan")),), "ab", 3])
+    @pytest.mark.parametrize("table", [(), ((),), ((1, 2), (3,)), ((0, 0),), ((Fraction(1, 10**400),),), "ab", 3])
     def test_bad_tables(self, table) -> None:
         with pytest.raises(PolicyError, match="rectangle"):
             HeadTable(table)
+
+    def test_what_is_no_table_of_numpy(self) -> None:
+        with pytest.raises(PolicyError, match="rectangle"):
+            HeadTable((np.ones((2, 2)), np.ones((2, 3))))
+
+    @pytest.mark.parametrize("weight", [-1, float("nan"), 10**400, "1", True, np.True_, None, 1j], ids=repr)
+    def test_bad_weights(self, weight: Any) -> None:
+        says = f"HeadTable(table[1][0]={weight!r}): table[1][0] must be a finite number >= 0."
+        with pytest.raises(PolicyError, match=f"^{re.escape(says)}$"):
+            HeadTable(((2, 1), (weight, 1)))
+
+    def test_any_numbers_become_floats(self) -> None:
+        due = HeadTable(((2.0, 1.0), (0.5, 0.0)))
+        for table in (
+            ((2, np.float32(1)), (Fraction(1, 2), np.int8(0))),
+            np.array([[2, 1], [0.5, 0]]),
+            [np.array([2.0, 1.0]), [0.5, 0]],
+        ):
+            assert repr(HeadTable(table)) == repr(due)
 
     def test_a_table_of_layers_is_nested_over_heads_that_compete(self) -> None:
         scores = np.zeros((2, 1, 2, 100))

@@ -174,6 +174,21 @@ class TestFaces:
         for a, b in zip(whole[-3:], parts[-3:], strict=True):
             np.testing.assert_allclose(a.scores, b.scores, rtol=1e-12)
 
+    def test_wrappers_in_wrappers_ask_the_innermost_once(self) -> None:
+        asked = []
+
+        class Counted(Quiet):
+            @property
+            def window(self) -> int:
+                asked.append(self)
+                return 5
+
+        score: Any = Counted()
+        for _ in range(30):
+            score = Shared(score)
+        assert score.window == 5
+        assert len(asked) == 1
+
     def test_they_print_as_they_are_made(self) -> None:
         assert repr(Shared(Pooled(WindowMass(8), 5))) == (
             "Shared(scorer=Pooled(scorer=WindowMass(window=8), kernel=5))"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..._errors import PlanError
 from ..._protocols import Backend
 from ..._types import Column, Scored, Selection, Step
 from ...mergers import Fold, Mean, MostSimilar, SameCluster
@@ -42,7 +43,10 @@ def plans_of_merger(component: Any, scene: Scene, ops: Backend, device: str | No
         yield first
         keep = layer.keep & (layer.positions % 2 == scene.padding[:, None, None] % 2)
         rows = {"": Column(np.where(layer.valid, layer.scores, 0.0)), " ": Column(keep)}
-        table = replace(first, view=first.view.with_columns(rows)).after
+        try:
+            table = replace(first, view=first.view.with_columns(rows)).after
+        except PlanError:  # a plan that cannot be carried out is told of by itself, and has no second merge
+            continue
         score, stays = table.columns[""].data, table.columns[" "].data.astype(bool)
         table = replace(table, columns={name: c for name, c in table.columns.items() if name.strip()})
         quota = stays.sum(-1)

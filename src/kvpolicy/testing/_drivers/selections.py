@@ -87,6 +87,9 @@ class _Watch:
         self.gives_groups = bool(getattr(inner, "gives_groups", False))
         self.needs = tuple(getattr(inner, "needs", ()))
 
+    def __repr__(self) -> str:
+        return repr(self._inner)
+
     def select(self, scored: Scored, quota: Quota, step: Step, /) -> Selection:
         selection: Selection = self._inner.select(scored, quota, step)
         ops = step.ops

@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from .._law import ConformanceError, Law
-from .budgets import budget_exact, dominance, idempotent, limit_holds, monotone_budget, noop_within_budget
+from .budgets import (
+    ahead_allocates,
+    budget_exact,
+    dominance,
+    idempotent,
+    limit_holds,
+    monotone_budget,
+    monotone_score,
+    noop_within_budget,
+)
 from .history import chunk_invariant, deterministic, immutable, request_isolated, thread_safe
 from .merging import anchor_unchanged, merge_convex, merge_linear, merge_mass
 from .model import agrees_with_model
@@ -37,28 +46,30 @@ LAWS: Mapping[str, Law] = MappingProxyType(
             sources_evicted,
             within_quota,
             finite,
+            deterministic,
+            request_isolated,
             merge_convex,
             merge_mass,
             merge_linear,
             anchor_unchanged,
             budget_exact,
+            ahead_allocates,
             noop_within_budget,
             idempotent,
             monotone_budget,
             limit_holds,
             dominance,
-            slot_equivariant,
+            monotone_score,
+            thread_safe,
             head_equivariant,
             head_independent,
+            slot_equivariant,
             padding_invariant,
             batch_independent,
-            deterministic,
-            request_isolated,
             chunk_invariant,
             dtype_stable,
             agrees_with_numpy,
             agrees_with_model,
-            thread_safe,
             immutable,
         )
     }
@@ -70,6 +81,7 @@ __all__ = [
     "Law",
     "agrees_with_model",
     "agrees_with_numpy",
+    "ahead_allocates",
     "anchor_unchanged",
     "batch_independent",
     "budget_exact",
@@ -88,6 +100,7 @@ __all__ = [
     "merge_linear",
     "merge_mass",
     "monotone_budget",
+    "monotone_score",
     "no_padding",
     "noop_within_budget",
     "padding_invariant",

@@ -9,28 +9,31 @@ import numpy as np
 
 from ... import _engine
 from ..._policy import Pipeline
-from ..._protocols import Bounded
+from ..._protocols import Ahead, Bounded
 from ...policies import full
 from ...schedulers import FixedRows
-from .._drivers import hosted
+from .._drivers import Chosen, hosted
 from .._drivers.planned import table_outcome
 from .._law import MERGERS, law
+from .._numbers import Arr
 from .._outcome import Place, compare, fail
 from .._scene import Scene
 from .._subject import Example, Subject
 from ..tables import Table
 
 __all__ = [
+    "ahead_allocates",
     "budget_exact",
     "dominance",
     "idempotent",
     "limit_holds",
     "monotone_budget",
+    "monotone_score",
     "noop_within_budget",
 ]
 
 
-@law("Selector", "Allocator", "Policy", after=("budget_exact",))
+@law("Selector", "Allocator", "Policy", after=("budget_exact", "ahead_allocates"))
 def noop_within_budget(subject: Subject, example: Example) -> None:
     """budget >= rows held implies that every row stays, bit for bit."""
     arrays = subject.arrays(example)
@@ -167,6 +170,49 @@ def dominance(subject: Subject, example: Example) -> None:
                 stays = f"the row stays with a score of {chosen.scores[b, h, n]:.6g}"
                 other = f"token {chosen.place(b, h, m).token} leaves with {chosen.scores[b, h, m]:.6g}"
                 fail(chosen.place(b, h, n), f"{stays}, and {other}.")
+
+
+@law("Selector", "Policy", after=("budget_exact", "dominance"))
+def monotone_score(subject: Subject, example: Example) -> None:
+    """n kept stays with score_n = +inf, and m that left still leaves with score_m = -inf: higher scores are better."""
+    for chosen in subject.selections(subject.arrays(example)):
+        stays, leaves = chosen.keep & chosen.valid & ~chosen.protected, chosen.valid & ~chosen.keep
+        # Of each head the row for which it is least likely: the worst that stays, the best that leaves.
+        _must_go_on(chosen, stays, np.where(stays, chosen.scores, np.inf).argmin(-1), np.inf)
+        _must_go_on(chosen, leaves, np.where(leaves, chosen.scores, -np.inf).argmax(-1), -np.inf)
+
+
+def _must_go_on(chosen: Chosen, rows: Arr, slots: Arr, score: float) -> None:
+    """Whether the row in this slot of each head, where it is one of these, does as it did with this score."""
+    changed = [(b, h, int(slots[b, h])) for b, h in np.ndindex(*slots.shape) if rows[b, h, slots[b, h]]]
+    scores = chosen.scores.copy()
+    for at in changed:
+        scores[at] = score
+    now = chosen.otherwise(scores, chosen.quota)
+    for at in changed:
+        if now[at] != chosen.keep[at]:
+            did, does = ("stays", "leaves") if chosen.keep[at] else ("leaves", "stays")
+            fail(chosen.place(*at), f"the row {did} with a score of {chosen.scores[at]:.6g}, and {does} with {score}.")
+
+
+def _not_ahead(subject: Subject) -> str | None:
+    return None if isinstance(subject.component, Ahead) else "it does not allocate ahead"
+
+
+@law("Allocator", after=("budget_exact",), unless=_not_ahead)
+def ahead_allocates(subject: Subject, example: Example) -> None:
+    """ahead(budget, l, L, H) = allocate(budget, layers)_l: one layer by itself gets what it gets among all."""
+    scene = subject.arrays(example)
+    assert isinstance(scene, Scene)
+    component, staged = subject.fresh(), scene.on(subject.ops, subject.device)
+    together = _engine.allocate(hosted(allocate=component), staged.budget, staged.scored, staged.steps[-1])
+    for number, (due, entry) in enumerate(zip(together, staged.scored, strict=True)):
+        quota = _engine.ahead(component, staged.budget, entry.view, staged.steps[-1])
+        for b, h in np.argwhere(quota != due).tolist():
+            fail(
+                Place(layer=number, batch_row=b, head=h),
+                f"the quota is {quota[b, h]} ahead, and {due[b, h]} among all layers.",
+            )
 
 
 def _unbounded(subject: Subject) -> str | None:

@@ -125,7 +125,7 @@ def merge_linear(subject: Subject, example: Example) -> None:
     compare(got, due, what="the sum of the two merges", tolerance=1e-6)
 
 
-@law(*MERGERS, after=("merge_convex",))
+@law(*PLANNERS, after=("merge_convex",))
 def anchor_unchanged(subject: Subject, example: Example) -> None:
     """No s with into[s] = n implies K_n, V_n unchanged, bit for bit: a row that takes nothing in stays as it is."""
     for planned in subject.plans(subject.arrays(example)):

@@ -79,7 +79,17 @@ def _is_oracle(subject: Subject) -> str | None:
     return "numpy is what others are compared with" if subject.ops.name == "numpy" else None
 
 
-@law(*ARRAYS, "Policy", unless=_is_oracle)
+_EXPLAIN = (
+    "merge_mass",
+    "head_independent",
+    "slot_equivariant",
+    "padding_invariant",
+    "batch_independent",
+    "dtype_stable",
+)
+
+
+@law(*ARRAYS, "Policy", after=_EXPLAIN, unless=_is_oracle)
 def agrees_with_numpy(subject: Subject, example: Example) -> None:
     """f_backend(x) = f_numpy(x), to rounding in float64: the numpy backend is loops, written from the formulas."""
     arrays = subject.arrays(replace(example, dtype="float64"))

@@ -17,7 +17,7 @@ __all__ = ["batch_independent", "head_equivariant", "head_independent", "padding
 _CLOSE = 1e-9  # sums are taken in another order
 
 
-@law(*ARRAYS, least={"tokens": 5})
+@law(*ARRAYS, after=("dominance", "head_independent"), least={"tokens": 5})
 def slot_equivariant(subject: Subject, example: Example) -> None:
     """f(x[pi]) = f(x)[pi] for slots in any order pi: rows carry no order, positions do; ties do not go by memory."""
     assert isinstance(example, Table)
@@ -62,7 +62,7 @@ def head_independent(subject: Subject, example: Example) -> None:
         compare(_only(whole, head=h), due, what="the head by itself", tolerance=_CLOSE)
 
 
-@law(*STAGES, "Policy", "Backend", after=("padding_invariant",), least={"batch": 2})
+@law(*STAGES, "Policy", "Backend", after=("merge_convex", "padding_invariant"), least={"batch": 2})
 def batch_independent(subject: Subject, example: Example) -> None:
     """f(x)[b] = f(x[b]): a row of a left-padded batch gets what it gets alone, without its padding."""
     arrays = subject.arrays(example)
@@ -73,7 +73,7 @@ def batch_independent(subject: Subject, example: Example) -> None:
         compare(got, due, what="the same batch row alone", tolerance=_CLOSE)
 
 
-@law(*STAGES, "Policy", "Backend")
+@law(*STAGES, "Policy", "Backend", after=("dominance", "merge_mass", "slot_equivariant"))
 def padding_invariant(subject: Subject, example: Example) -> None:
     """f(pad(x)) = f(x): more padding on the left, and empty slots, whatever they hold, change nothing."""
     arrays = subject.arrays(example)
