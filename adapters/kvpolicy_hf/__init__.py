@@ -8,13 +8,15 @@ print(cache.report())
 
 from .cache import PolicyCache
 from .press import from_press
-from .segments import IMAGE, TEXT, segments
+from .segments import AUDIO, IMAGE, TEXT, VIDEO, segments
 from .switch import disable, enable, is_enabled
 from .train_controller import train_controller
 
 __all__ = [
+    "AUDIO",
     "IMAGE",
     "TEXT",
+    "VIDEO",
     "PolicyCache",
     "disable",
     "enable",

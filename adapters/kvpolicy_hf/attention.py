@@ -9,40 +9,33 @@ from torch import Tensor
 
 from kvpolicy import CacheView, UnsupportedModelError
 
-from ._transformers import POLICY_OFFSET, is_plain_causal, plain_attention, sdpa_mask
+from ._transformers import POLICY_OFFSET, plain_attention, policy_mask, sdpa_mask, softmax_of
+from .latents import LAYER, Latent
+from .softmax import Softmax
 
 if TYPE_CHECKING:
     from .layer import PolicyLayer
 
 __all__ = ["LAYER", "mask", "policy_attention"]
 
-LAYER = "_kvpolicy_layer"  # attribute of a key tensor: the layer whose table it belongs to
-
-# What a model may pass to its attention that sdpa leaves out: attention sinks, and the rows of sparse attention.
-_LEFT_OUT_BY_SDPA = ("s_aux", "sinks", "indices", "block_indices")
+# What a model may pass to its attention that sdpa leaves out: the rows of sparse attention.
+_LEFT_OUT_BY_SDPA = ("indices", "block_indices")
 # What a model may pass to its attention that would change the logits in a way that our scores do not follow.
-_UNSUPPORTED = ("softcap", "position_bias", "sliding_window", "head_mask")
+_UNSUPPORTED = ("position_bias", "sliding_window", "head_mask")
 
 
 def mask(*, kv_offset: int = 0, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """The mask function of our attention: the 2-D padding mask for a `PolicyCache`, the sdpa mask for anything else.
+    """The mask function of our attention: a `policy_mask` for a `PolicyCache`, the sdpa mask for anything else.
+
+    A mask of two or three dimensions tells our attention that a policy is at work.
 
     Raises:
-        UnsupportedModelError: if the model lays something over the causal mask (bidirectional image blocks).
+        UnsupportedModelError: if the model hides earlier tokens from later ones.
     """
-    if kv_offset != POLICY_OFFSET:
-        made: Tensor | None = sdpa_mask(kv_offset=kv_offset, attention_mask=attention_mask, **kwargs)
-        return made
-    if not is_plain_causal(kwargs["mask_function"]):
-        raise UnsupportedModelError(
-            "this model changes the causal mask of its full-attention layers (for example to let the tokens of an "
-            "image see each other), which PolicyCache does not serve yet. Hint: use it without a PolicyCache."
-        )
-    if attention_mask is None:  # a mask of two dimensions also tells our attention that a policy is at work
-        attention_mask = torch.ones(
-            kwargs["batch_size"], kwargs["kv_length"], dtype=torch.bool, device=kwargs.get("device")
-        )
-    return attention_mask
+    if kv_offset == POLICY_OFFSET:
+        return policy_mask(attention_mask=attention_mask, **kwargs)
+    made: Tensor | None = sdpa_mask(kv_offset=kv_offset, attention_mask=attention_mask, **kwargs)
+    return made
 
 
 def policy_attention(
@@ -57,38 +50,84 @@ def policy_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of every text layer of an enabled model.
 
-    Keys that come from a `PolicyCache` carry their layer; anything else is attended to by sdpa as it is.
+    Keys that come from a `PolicyCache` carry their layer; anything else is attended to as it is.
 
     Raises:
         UnsupportedModelError: if the layer uses a feature that the policy's scores would not see.
     """
     _refuse_if(module, [name for name in _LEFT_OUT_BY_SDPA if kwargs.get(name) is not None])
     layer: PolicyLayer | None = getattr(key, LAYER, None)
+    softmax = softmax_of(query, scaling, kwargs)
     if layer is None:
-        if attention_mask is not None and attention_mask.ndim == 2:
+        if attention_mask is not None and attention_mask.ndim in (2, 3):
             raise UnsupportedModelError(
                 f"{type(module).__name__} changes its keys between cache and attention, which PolicyCache does not "
                 f"serve yet. Hint: use this model without a PolicyCache."
             )
-        return plain_attention(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    _check_served(module, attention_mask, kwargs)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return _attend(module, query, key, value, attention_mask, softmax, dropout, kwargs)
+    _check_served(layer, module, query, attention_mask, kwargs)
+    if isinstance(key, Latent):
+        key, value = key.as_subclass(Tensor), value.as_subclass(Tensor)
+    outs = []
+    for part in layer.begin(module, key, attention_mask):
+        asking, keys, values = query[:, :, part], key[:, :, part], value[:, :, part]
+        outs.append(_attend_and_act(module, layer, asking, keys, values, softmax, dropout, kwargs))
+    return outs[0] if len(outs) == 1 else (torch.cat([out for out, _ in outs], dim=1), None)
+
+
+def _attend_and_act(
+    module: torch.nn.Module,
+    layer: PolicyLayer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    softmax: Softmax,
+    dropout: float,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """One part of a pass, which is all of it unless tokens may be taken back."""
     fresh = layer.is_empty
-    view = layer.bring_in(module, key, value, attention_mask)
+    view = layer.bring_in(key, value)
     turned = layer.turned(query)
-    visible = None if fresh and not layer.has_gaps else _visible(view, layer, query)
+    visible = None if fresh and not layer.has_gaps and layer.now.reach is None else _visible(view, layer, query)
     # The table keeps no graph. A first pass attends to the model's own tensors, the same rows, so that gradients flow.
     asking, keys, values = (query, key, value) if fresh else (turned, view.keys, view.values)
-    out = plain_attention(module, asking, keys, values, visible, scaling=scale, dropout=dropout, **kwargs)
-    layer.advance(module, turned, scale)
+    out = _attend(module, asking, keys, values, visible, softmax, dropout, kwargs)
+    layer.advance(module, turned, softmax)
     return out
 
 
-def _check_served(module: torch.nn.Module, attention_mask: Tensor | None, kwargs: dict[str, Any]) -> None:
+def _attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    softmax: Softmax,
+    dropout: float,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """By sdpa, or by ourselves where sdpa has no such softmax."""
+    if softmax.is_plain:
+        scale = softmax.scale
+        return plain_attention(module, query, key, value, attention_mask, scaling=scale, dropout=dropout, **kwargs)
+    _refuse_if(module, [name for name in ("position_bias",) if kwargs.get(name) is not None])
+    is_causal = query.shape[2] > 1 and bool(kwargs.get("is_causal", getattr(module, "is_causal", True)))
+    return softmax.attend(query, key, value, attention_mask, is_causal=is_causal, dropout=dropout), None
+
+
+def _check_served(
+    layer: PolicyLayer, module: torch.nn.Module, query: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]
+) -> None:
     used = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
-    if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+    # Every pass would feed all tokens anew, and a table would hold them again.
+    if kwargs.get("use_cache") is False and layer.hears_use_cache:
+        used.append("use_cache=False")
+    causal = kwargs.get("is_causal") is not False and getattr(module, "is_causal", True) is not False
+    # A single query sees everything anyway; a mask of three dimensions says what several see.
+    if not causal and query.shape[2] > 1 and (attention_mask is None or attention_mask.ndim != 3):
         used.append("is_causal=False")
-    if attention_mask is not None and attention_mask.ndim != 2:
+    if attention_mask is not None and attention_mask.ndim not in (2, 3):
         used.append(f"a {attention_mask.ndim}-D attention mask")
     _refuse_if(module, used)
 
@@ -97,7 +136,8 @@ def _refuse_if(module: torch.nn.Module, used: list[str]) -> None:
     if used:
         raise UnsupportedModelError(
             f"{type(module).__name__} attends with {', '.join(used)}, which PolicyCache does not serve yet. "
-            f"Hint: use this model without a PolicyCache, or pass a 2-D attention_mask."
+            f"Hint: use this model without a PolicyCache, or pass a 2-D attention_mask; an encoder-decoder takes its "
+            f"PolicyCache in an EncoderDecoderCache."
         )
 
 
@@ -107,9 +147,10 @@ def _visible(view: CacheView, layer: PolicyLayer, query: Tensor) -> Tensor | Non
     if single and not layer.has_gaps and not layer.count_bias:
         return None
     at = now.positions[:, None, :, None]
+    last = at if now.reach is None else now.reach[:, None, :, None]
     rows = view.positions[:, :, None]
     # A padding token sees itself, so that no row of the softmax is empty; nobody else sees it.
-    seen = ((rows <= at) & view.valid[:, :, None]) | (rows == at)
+    seen = ((rows <= last) & view.valid[:, :, None]) | (rows == at)
     if layer.count_bias:
         count = view.columns["count"].data.clamp(min=1).log().to(query.dtype)
         seen = torch.where(seen, count[:, :, None], -torch.inf)

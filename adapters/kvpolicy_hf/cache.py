@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -22,20 +23,22 @@ from kvpolicy import (
     backend_by_name,
 )
 
-from ._transformers import Cache, PreTrainedModel, native_layers, padding_mask
+from ._transformers import GenerateCache, PreTrainedModel, expands_latents, hears_use_cache, native_layers, sight
 from .layer import PolicyLayer, not_attended
 from .rotary import rotation_for
 from .segments import prompt_ids
 from .segments import segments as segments_of
 from .switch import is_enabled
+from .tensor_parallel import heads_for
 
 __all__ = ["PolicyCache"]
 
 
-class PolicyCache(Cache):
+class PolicyCache(GenerateCache):
     """A key/value cache under a policy, for one request (one batch) of one model.
 
-    Full-attention layers are put under the policy; sliding-window layers keep transformers' own cache.
+    Full self-attention layers are put under the policy; sliding-window, linear-attention and cross-attention layers
+    keep transformers' own cache.
 
     Args:
         model: the model, after `enable(model)`.
@@ -51,8 +54,9 @@ class PolicyCache(Cache):
     Raises:
         CacheError: if the model was not enabled.
         PolicyError: if an argument is wrong.
-        UnsupportedModelError: if the model has attention layers of a kind that cannot be served, or the policy needs
-            plain rotary positions and the model has none.
+        UnsupportedModelError: if the model has attention layers of a kind that cannot be served; if the policy needs
+            plain rotary positions and the model has none; or if the model is distributed in a way, or beside a stage,
+            that would not be exact.
     """
 
     def __init__(
@@ -75,32 +79,17 @@ class PolicyCache(Cache):
             raise CacheError(f"this {type(model).__name__} is not enabled. Hint: kvpolicy_hf.enable(model) first.")
         if backend != "torch":
             raise PolicyError(f"PolicyCache(backend={backend!r}): a model's cache takes the backend 'torch'.")
-        prompt_length = 0 if inputs is None else int(prompt_ids(inputs).shape[1])
-        if inputs is not None and segments is None:
-            segments = segments_of(inputs, model)
-        if segments is not None and (segments.ndim != 2 or segments.is_floating_point()):
-            raise PolicyError(
-                f"PolicyCache(segments=...) has shape {list(segments.shape)} and dtype {segments.dtype}; it takes "
-                f"integers, [batch, tokens]."
-            )
+        prompt_length, segments = _prompt(model, inputs, segments)
         layers: list[Any] = []
         policed = 0
-        for native, plain in native_layers(model):
-            if plain:
-                layers.append(PolicyLayer(self, policed))
-                policed += 1
-            elif getattr(native, "is_sliding", False):
-                layers.append(native)
-            else:
-                raise UnsupportedModelError(
-                    f"{type(model).__name__} has a layer of kind {type(native).__name__}, which PolicyCache does not "
-                    f"serve yet. Hint: use this model without a PolicyCache."
-                )
+        for native, full in native_layers(model):
+            layers.append(PolicyLayer(self, policed, latent=expands_latents(model)) if full else native)
+            policed += full
         if not policed:
             raise UnsupportedModelError(f"{type(model).__name__} has no full-attention layer to put under a policy.")
         super().__init__(layers=layers)
         self._model = weakref.ref(model)
-        self._segments = segments
+        self._prompt_length, self._segments = prompt_length, segments
         self._policed = [layer for layer in layers if isinstance(layer, PolicyLayer)]
         self._native = [layer for layer in layers if not isinstance(layer, PolicyLayer)]
         self.session = Session(
@@ -111,8 +100,11 @@ class PolicyCache(Cache):
             check=check,
             listen=listen,
             rotate=rotation_for(policy, model),
+            heads=heads_for(policy, model),
         )
-        self._now: Pass | None = None
+        self.hears_use_cache = hears_use_cache(model)
+        self._passes: tuple[Pass, ...] = ()  # those that the model's pass under way is made of
+        self._recording = False  # whether the tokens of a pass may be taken back
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PolicyCache:
         """An independent cache with the same rows: one system prompt for several requests."""
@@ -132,12 +124,33 @@ class PolicyCache(Cache):
         """Rows per layer, tokens seen, rows evicted and merged, and real bytes against the full cache."""
         return self.session.report()
 
+    def expect(self, inputs: Mapping[str, Any], *, segments: Tensor | None = None) -> None:
+        """Announce a further turn, so that it may come in chunks, or hold pictures.
+
+        Not announced, every later pass of several tokens is a whole prompt of text.
+
+        Args:
+            inputs: what goes into `generate`, all the tokens so far included.
+            segments: of all these tokens, instead of those derived from ``inputs``.
+
+        Raises:
+            CacheError: if the inputs hold no more tokens than have passed.
+            PolicyError: if an argument is wrong.
+        """
+        model = self._model()
+        assert model is not None, "a model that is gone asks for no further turn"
+        prompt_length, segments = _prompt(model, inputs, segments)
+        self.session.expect(prompt_length)
+        self._prompt_length, self._segments = prompt_length, segments
+        self._stop_recording()
+
     def reset(self) -> None:
-        """Forget everything; the cache can serve a new request of the same prompt length."""
+        """Forget everything; the cache can serve a new request of the prompt length that it was told last."""
         self.session.clear()
-        self._now = None
+        self._passes = ()
+        self._stop_recording()
         for layer in self._policed:
-            layer.waiting = False
+            layer.waiting = layer.is_initialized = False
         if (model := self._model()) is not None and self._native:
             # New ones, because a native layer's own reset keeps its old rows in transformers up to 5.17.
             self.layers = [
@@ -157,53 +170,131 @@ class PolicyCache(Cache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
         batch = self.session.batch
-        device = self._now.positions.device if self._now is not None else None
+        device = self._passes[0].positions.device if self._passes else None
         self._select(torch.arange(batch, device=device).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refused, except for nothing: evicted rows cannot come back."""
-        for layer in self._policed:
-            layer.crop(tokens_to_remove)
+        """Take the last ``-tokens_to_remove`` tokens back, exactly as if they had never come.
 
-    def activate_past_recording(self) -> NoReturn:
-        """Refused: assisted and prompt-lookup decoding announce here that they will take tokens back."""
-        self._policed[0].refuse_rollback("taking tokens back")
+        Raises:
+            CacheError: if that would not be exact, see `Session.crop`; nothing has changed then.
+        """
+        length, tokens_to_remove = self.get_seq_length(), int(tokens_to_remove)  # transformers 5.17 counts in a tensor
+        if not -length <= tokens_to_remove <= 0:
+            raise CacheError(
+                f"crop({tokens_to_remove}): {length} tokens have passed, so it must be in {-length} .. 0. "
+                f"Hint: crop(-1) takes the last token back."
+            )
+        keeping = [layer for layer in self._native if hasattr(layer, "record_past")]  # of the past, what they must
+        lost = [type(layer).__name__ for layer in keeping if not (layer.record_past and layer.is_croppable)]
+        if tokens_to_remove and lost:
+            raise CacheError(
+                f"crop({tokens_to_remove}): the model has layers of kind {lost[0]}, which do not know what they were "
+                f"before these tokens. Hint: generate without taking tokens back."
+            )
+        try:
+            self.session.crop(length + tokens_to_remove)
+        except CacheError as error:
+            raise CacheError(f"PolicyCache.crop({tokens_to_remove}) is Session.{error}") from error
+        self._passes = ()  # the next one may begin where the last one did, and be another
+        for layer in keeping:
+            if layer.record_past:
+                layer.crop(tokens_to_remove)
+
+    def activate_past_recording(self) -> None:
+        """From now on a pass may hold tokens that are taken back: assisted and prompt-lookup decoding announce it here.
+
+        The prompt comes first, and its pass may end in such tokens; every later pass begins with one that stays. Where
+        the policy acts while decoding they run one by one through each layer, on a copy of its table. It ends when
+        `generate` is called without.
+
+        Raises:
+            CacheError: if the cache holds tokens already or does not know the prompt's length, the model is an
+                encoder-decoder, or a stage of the policy waits for all layers; names the stage.
+        """
+        policy, model = self.session.policy, self._model()
+        if model is not None and model.config.is_encoder_decoder:
+            raise CacheError(
+                "transformers' EncoderDecoderCache takes no tokens back from a PolicyCache, as assisted and "
+                "prompt-lookup decoding need. Hint: generate without them."
+            )
+        if self.get_seq_length():
+            raise CacheError(
+                f"this cache holds {self.get_seq_length()} tokens, which assisted and prompt-lookup decoding would "
+                f"feed again. Hint: a new PolicyCache, or generate without them."
+            )
+        if not self._prompt_length and (policy.prefill is not None or policy.decode is not None):
+            raise CacheError(
+                "assisted and prompt-lookup decoding run the prompt and the first guesses in one pass, and this cache "
+                "does not know where the prompt ends. Hint: PolicyCache(model, policy, inputs=inputs)."
+            )
+        self.session.check_tentative()
+        super().activate_past_recording()
+        self._recording = True
+
+    def generation_begins(self) -> None:
+        """Whether tokens may be taken back is said anew for each call of `generate`."""
+        self._stop_recording()
+
+    def _stop_recording(self) -> None:
+        self._recording = False
+        for layer in self._native:
+            if hasattr(layer, "record_past"):
+                layer.record_past = False
 
     def _select(self, index: Tensor) -> None:
         if self._segments is not None and self.session.batch:
             segments = self._expanded_segments(self.session.batch)
             self._segments = segments.index_select(0, index.to(segments.device))
         self.session.select_batch(index)
-        for layer in self._native:
-            layer.batch_select_indices(index)
+        for layer in self._native:  # linear attention knows no other way to select
+            layer.reorder_cache(index)
 
     # One forward pass -----------------------------------------------------------------------------------------------
 
-    @property
-    def now(self) -> Pass:
-        """The forward pass under way."""
-        if self._now is None:
-            raise CacheError("no forward pass is under way.")
-        return self._now
+    def now(self, start: int) -> Pass:
+        """The part of the pass under way that begins with this token."""
+        return next(now for now in self._passes if now.start == start)
 
-    def begin(self, start: int, keys: Tensor, padding: Tensor | None) -> None:
-        """Describe the pass once; its further layers share it."""
-        length = int(keys.shape[2])
-        if self._now is not None and self._now.start == start and self._now.length == length:
-            return
-        batch, device = int(keys.shape[0]), keys.device
-        valid = padding_mask(padding, start, length, batch, device)
-        if valid.shape != (batch, length):
+    def begin(self, start: int, keys: Tensor, padding: Tensor | None) -> tuple[Pass, ...]:
+        """Describe the pass once on each device, in parts if tokens may be taken back; further layers share them."""
+        batch, length, device = int(keys.shape[0]), int(keys.shape[2]), keys.device
+        begun = [(now.start, now.positions.device) for now in self._passes[:1]]
+        if begun == [(start, device)] and sum(now.length for now in self._passes) == length:
+            return self._passes
+        valid, reach = sight(padding, start, length, batch, device)
+        tokens = valid.cpu().numpy()
+        # transformers fills up a mask that is too short with padding, behind the tokens that it knows of.
+        if tokens.shape != (batch, length) or (start and bool((tokens[:, :-1] & ~tokens[:, 1:]).any())):
             raise PolicyError(
-                f"attention_mask has shape {list(padding.shape if padding is not None else [])}: it must cover all "
-                f"{start + length} tokens seen so far for {batch} batch rows."
+                f"attention_mask must cover all {start + length} tokens seen so far for {batch} batch rows, padding on "
+                f"the left. Hint: after the first pass feed new tokens only, which use_cache=False does not do."
             )
         positions = torch.arange(start, start + length, device=device).expand(batch, length)
         columns = {}
         if self._segments is not None:
             known = self._expanded_segments(batch)[:, start : start + length].to(device)
             columns["segment"] = torch.nn.functional.pad(known, (0, length - known.shape[1]))  # later tokens are text
-        self._now = Pass(start, positions, valid, valid.sum(-1).cpu().numpy(), columns)
+        bounds = self._bounds(start, length)
+        self._passes = tuple(
+            Pass(
+                start + first,
+                positions[:, first:last],
+                valid[:, first:last],
+                tokens[:, first:last].sum(-1),
+                {name: column[:, first:last] for name, column in columns.items()},
+                None if reach is None else reach[:, first:last],
+                tentative=first > 0,
+            )
+            for first, last in pairwise(bounds)
+        )
+        return self._passes
+
+    def _bounds(self, start: int, length: int) -> list[int]:
+        """Where the parts of a pass begin, and its length: what is left of the prompt, or a token; then the guesses."""
+        settled = min(max(self._prompt_length - start, 1), length) if self._recording else length
+        singly = self.session.policy.decode is not None
+        return [0, settled, *(range(settled + 1, length + 1) if singly else {length} - {settled})]
 
     def check_attended(self, index: int) -> None:
         """Before a layer takes new keys: the ones handed out before must have come to our attention."""
@@ -244,3 +335,18 @@ class PolicyCache(Cache):
                 f"Hint: pass the same inputs to PolicyCache and to generate."
             )
         return segments.repeat_interleave(batch // segments.shape[0], dim=0)
+
+
+def _prompt(
+    model: PreTrainedModel, inputs: Mapping[str, Any] | None, segments: Tensor | None
+) -> tuple[int, Tensor | None]:
+    """The length of a prompt, 0 if it is not known, and its segments."""
+    prompt_length = 0 if inputs is None else int(prompt_ids(inputs, model).shape[1])
+    if inputs is not None and segments is None:
+        segments = segments_of(inputs, model)
+    if segments is not None and (segments.ndim != 2 or segments.is_floating_point()):
+        raise PolicyError(
+            f"segments=... has shape {list(segments.shape)} and dtype {segments.dtype}; it takes integers, "
+            f"[batch, tokens]."
+        )
+    return prompt_length, segments

@@ -11,7 +11,8 @@ from torch import Tensor
 from kvpolicy import CacheError, CacheView, Pass, Session, UnsupportedModelError
 
 from ._transformers import POLICY_OFFSET, CacheLayerMixin
-from .attention import LAYER
+from .latents import LAYER, Latent
+from .softmax import Softmax
 
 if TYPE_CHECKING:
     from .cache import PolicyCache
@@ -25,15 +26,18 @@ class PolicyLayer(CacheLayerMixin):
     Args:
         cache: the cache it belongs to.
         index: its place among the layers under the policy.
+        latent: whether the model expands what the cache hands out before it attends.
     """
 
     is_sliding = False
     is_croppable = False
 
-    def __init__(self, cache: PolicyCache, index: int) -> None:
+    def __init__(self, cache: PolicyCache, index: int, *, latent: bool = False) -> None:
         super().__init__()
-        self._index = index
+        self.keys = self.values = torch.empty(0)  # the rows are the session's; some models count those they find here
+        self._index, self._latent = index, latent
         self._module: weakref.ref[torch.nn.Module] | None = None
+        self._now: Pass | None = None
         self.waiting = False  # keys were handed out and have not been attended to
         self.belong_to(cache)
 
@@ -70,12 +74,18 @@ class PolicyLayer(CacheLayerMixin):
         return self._session.policy.count_bias
 
     @property
-    def now(self) -> Pass:
-        """The forward pass under way."""
-        return self._cache.now
+    def hears_use_cache(self) -> bool:
+        """Whether what comes to the attention function as ``use_cache`` is what the caller said."""
+        return self._cache.hears_use_cache
 
-    def bring_in(self, module: torch.nn.Module, keys: Tensor, values: Tensor, padding: Tensor | None) -> CacheView:
-        """Append the new rows; returns the table to attend over."""
+    @property
+    def now(self) -> Pass:
+        """The pass, or the part of one, under way."""
+        assert self._now is not None, "bring_in() comes first"
+        return self._now
+
+    def begin(self, module: torch.nn.Module, keys: Tensor, padding: Tensor | None) -> list[slice]:
+        """Take a pass; the parts of it that are to run one after another, each with `bring_in` and `advance`."""
         if not self.waiting:
             raise UnsupportedModelError(
                 f"{type(module).__name__} attends more than once to the keys of layer {self._index}, which PolicyCache "
@@ -87,7 +97,13 @@ class PolicyLayer(CacheLayerMixin):
         elif self._module() is not module:
             self._cache.refuse_model(module)
         self.waiting = False
-        self._cache.begin(self._session.length(self._index), keys, padding)
+        start = self._session.length(self._index)
+        passes = self._cache.begin(start, keys, padding)
+        return [slice(now.start - start, now.start - start + now.length) for now in passes]
+
+    def bring_in(self, keys: Tensor, values: Tensor) -> CacheView:
+        """Append the new rows of a part; returns the table to attend over."""
+        self._now = self._cache.now(self._session.length(self._index))
         if self.is_empty:  # the table borrows its first rows
             keys, values = _alone(keys), _alone(values)
         # A cache serves inference: its rows keep no graph, also where the caller forgot no_grad.
@@ -98,10 +114,19 @@ class PolicyLayer(CacheLayerMixin):
         turned: Tensor = self._session.turned(self._index, queries, self.now)
         return turned
 
-    def advance(self, module: torch.nn.Module, queries: Tensor, scale: float) -> None:
+    def advance(self, module: torch.nn.Module, queries: Tensor, softmax: Softmax) -> None:
         """Let the policy act on what was just attended to."""
+        sinks = None if softmax.sinks is None else softmax.sinks.detach()
         with torch.no_grad():  # scores are no part of a graph that would hold them all
-            self._session.advance(self._index, queries.detach(), scale, self.now, module=module)
+            self._session.advance(
+                self._index,
+                queries.detach(),
+                softmax.scale,
+                self.now,
+                module=module,
+                softcap=softmax.softcap,
+                sinks=sinks,
+            )
 
     # What transformers asks -----------------------------------------------------------------------------------------
 
@@ -116,6 +141,8 @@ class PolicyLayer(CacheLayerMixin):
         self._cache.check_attended(self._index)
         self.is_initialized = True
         self.waiting = True
+        if self._latent:
+            key_states, value_states = key_states.as_subclass(Latent), value_states.as_subclass(Latent)
         setattr(key_states, LAYER, self)
         return key_states, value_states
 
@@ -131,22 +158,13 @@ class PolicyLayer(CacheLayerMixin):
         """No maximum."""
         return -1
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refused: evicted rows cannot come back."""
-        if tokens_to_remove != 0:
-            self.refuse_rollback(f"crop({tokens_to_remove})")
-
-    def refuse_rollback(self, call: str) -> NoReturn:
-        """Evicted rows cannot come back."""
-        _refuse(call, "assisted and prompt-lookup decoding need it; generate without them")
-
     def offload(self) -> NoReturn:
         """Refused: the table lives where the model's tensors are."""
-        _refuse("offload()", "build the PolicyCache without offloading")
+        _refuse("offload()")
 
     def prefetch(self) -> NoReturn:
         """Refused, see `offload`."""
-        _refuse("prefetch()", "build the PolicyCache without offloading")
+        _refuse("prefetch()")
 
 
 def _alone(tensor: Tensor) -> Tensor:
@@ -154,8 +172,11 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def _refuse(call: str, hint: str) -> NoReturn:
-    raise CacheError(f"PolicyCache does not support {call}: rows that a policy removed are gone. Hint: {hint}.")
+def _refuse(call: str) -> NoReturn:
+    raise CacheError(
+        f"PolicyCache does not support {call}: its table stays where the model's tensors are. Hint: build it without "
+        f"offloading."
+    )
 
 
 def not_attended(index: int) -> UnsupportedModelError:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from types import SimpleNamespace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from kvpolicy import CacheView, ImportanceScorer, PlanError, PolicyError, Scores, Step, UnsupportedModelError
 
 from ._stand_ins import Attentions, HiddenStates, NoKwargs
+from .softmax import Softmax
 
 __all__ = ["from_press"]
 
@@ -36,8 +37,8 @@ def from_press(press: Any) -> ImportanceScorer:
       hold different numbers of rows there is a call for each number S, and a head that holds another number is
       represented by one that holds S; what comes out for it is not used;
     - ``attentions`` [1, Hq, Q, S]: the probabilities with which the queries of this pass attended to these rows, from
-      the model's own queries, keys and scale, softmax in at least float32, in the queries' dtype. They take memory in
-      proportion to Q times S, and are computed only if the press uses them;
+      the model's own queries, keys, scale, cap and sinks, softmax in at least float32, in the queries' dtype. They take
+      memory in proportion to Q times S, and are computed only if the press uses them;
     - ``hidden_states``: its shape (1, Q, hidden size), dtype and device, and nothing else, since no cache sees it;
     - ``kwargs``: empty.
 
@@ -60,6 +61,8 @@ def from_press(press: Any) -> ImportanceScorer:
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PressScorer(ImportanceScorer):
     """See `from_press`."""
+
+    needs_all_heads: ClassVar[bool] = True  # a press may do anything with the heads that it is shown
 
     press: Any
 
@@ -108,8 +111,9 @@ class PressScorer(ImportanceScorer):
         queries = step.queries[row].unflatten(0, (view.shape[1], -1))[heads][:, :, asked].flatten(0, 1)[None]
         keys, values = view.keys[at][None], view.values[at][None]
         bias = view.columns["count"].data[at].log()[None] if step.count_bias else None
-        hidden = view.positions[at][None, :, None] > step.query_positions[row, asked][:, None]
-        attend = partial(_attention, queries, keys, hidden, step.scale, bias)
+        hidden = view.positions[at][None, :, None] > step.asked.sees[row, asked][:, None]
+        sinks = None if step.sinks is None else step.sinks.unflatten(0, (view.shape[1], -1))[heads].flatten()
+        attend = partial(_attention, queries, keys, hidden, Softmax(step.scale, step.softcap, sinks), bias)
         try:  # with keys of its own, because it may write into them before it uses the attentions
             scores = self._ask(step.module, queries, keys.clone(), values, attend)
         except Exception as error:
@@ -145,7 +149,7 @@ class PressScorer(ImportanceScorer):
             queries = torch.randn(1, heads * groups, rows, size)
             keys, values = torch.randn(2, 1, heads, rows, size).unbind()
             hidden = torch.ones(rows, rows, dtype=torch.bool).triu(1).expand(1, heads, -1, -1)
-            attend = partial(_attention, queries, keys, hidden, size**-0.5, None)
+            attend = partial(_attention, queries, keys, hidden, Softmax(size**-0.5), None)
             try:
                 self._ask(_tiny_module(heads, groups, size), queries, keys, values, attend)
             except PolicyError:
@@ -154,17 +158,10 @@ class PressScorer(ImportanceScorer):
                 pass
 
 
-def _attention(queries: Tensor, keys: Tensor, hidden: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-    """Softmax over the rows, [1, Hq, Q, S]; ``hidden`` is [1, H, Q, S], the bias of the logits [1, H, S]."""
-    heads, wide = keys.shape[1], torch.promote_types(queries.dtype, torch.float32)
-    grouped = queries.to(wide).unflatten(1, (heads, -1)) * scale
-    # Query heads that share keys are laid side by side: broadcasting the keys over them would copy the keys.
-    logits = (grouped.flatten(2, 3) @ keys.to(wide).mT).unflatten(2, grouped.shape[2:4])
-    if bias is not None:
-        logits += bias[:, :, None, None]
-    logits.masked_fill_(hidden[:, :, None], -torch.inf)
-    shares: Tensor = logits.softmax(-1)
-    return shares.flatten(1, 2).to(queries.dtype)
+def _attention(queries: Tensor, keys: Tensor, hidden: Tensor, softmax: Softmax, bias: Tensor | None) -> Tensor:
+    """Shares of the rows, [1, Hq, Q, S]; ``hidden`` is [1, H, Q, S], the bias of the logits [1, H, S]."""
+    mask = ~hidden if bias is None else torch.where(hidden, -torch.inf, bias[:, :, None])
+    return softmax.shares(queries, keys, mask).to(queries.dtype)
 
 
 def _tiny_module(heads: int, groups: int, size: int) -> Any:

@@ -10,7 +10,8 @@ from torch import Tensor
 from kvpolicy import KVPolicyError, Policy, Rotate, UnsupportedModelError
 
 from ._transformers import PreTrainedModel, RotaryEmbedding, hidden_states, rotary_parts
-from .attention import LAYER
+from .latents import LAYER
+from .stages import saying
 
 __all__ = ["rotation", "rotation_for"]
 
@@ -23,9 +24,7 @@ def rotation_for(policy: Policy, model: PreTrainedModel) -> Rotate | None:
     Raises:
         UnsupportedModelError: if the policy turns keys or queries and the model has no plain rotary positions.
     """
-    pipelines = [pipeline for pipeline in (policy.prefill, policy.decode) if pipeline is not None]
-    stages = [stage for p in pipelines for stage in (p.score, p.allocate, p.select, p.merge, p.recall)]
-    needed = [repr(stage) for stage in stages if getattr(stage, "needs_rotate", False)]
+    needed = saying(policy, "needs_rotate")
     if policy.positions == "slots":
         needed.append("positions='slots'")
     if not needed:
@@ -90,7 +89,10 @@ class _Probe:
         setattr(keys, LAYER, self)
         return keys, values
 
-    def bring_in(self, module: torch.nn.Module, keys: Tensor, values: Tensor, padding: Tensor | None) -> None:
+    def begin(self, *args: Any) -> list[slice]:
+        return [slice(None)]
+
+    def bring_in(self, keys: Tensor, values: Tensor) -> None:
         self.keys = keys
 
     def turned(self, queries: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ _PREVIOUS = "_kvpolicy_previous_attention"
 def enable(model: PreTrainedModel) -> None:
     """Let `PolicyCache` work on this model. Idempotent; without a `PolicyCache` the model runs as under sdpa.
 
-    Only the text decoder is switched: a vision tower keeps its attention. Nothing else is changed, and other models
-    are not touched.
+    Where sdpa cannot do what the model does (capped logits, attention sinks), it runs as under eager, without the
+    matrix of queries by rows. Only the text decoder is switched: a vision tower keeps its attention; an older
+    encoder-decoder has one configuration for both, and its encoder runs as under sdpa too. Nothing else is changed, and
+    other models are not touched.
 
     Raises:
         UnsupportedModelError: if the model does not take its attention from transformers' interface.

@@ -13,6 +13,7 @@ from ._errors import (
     PolicyError,
     UnsupportedModelError,
 )
+from ._heads import UNDIVIDED, Heads
 from ._policy import Pipeline, Policy
 from ._protocols import (
     Ahead,
@@ -35,8 +36,10 @@ from ._serial import from_json, from_toml, to_json, to_toml
 from ._session import Listener, Pass, Session
 from ._text import from_text
 from ._types import (
+    AUDIO,
     IMAGE,
     TEXT,
+    VIDEO,
     Array,
     Assignment,
     CacheView,
@@ -143,9 +146,12 @@ from .selectors import (
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AUDIO",
     "IMAGE",
     "RECIPES",
     "TEXT",
+    "UNDIVIDED",
+    "VIDEO",
     "AdaptiveHeads",
     "Ahead",
     "Allocator",
@@ -178,6 +184,7 @@ __all__ = [
     "Gaussian",
     "HeadCounts",
     "HeadTable",
+    "Heads",
     "ImportanceScorer",
     "KVPolicyError",
     "KeepMask",

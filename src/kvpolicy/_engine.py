@@ -106,13 +106,13 @@ def across(pipeline: Pipeline, layers: Sequence[Scored], step: Step, *, check: b
 
 
 def ahead(allocator: Ahead, budget: Counts, view: CacheView, step: Step) -> HeadCounts:
-    """The quota of one layer, before it is scored.
+    """The quota of one layer, before it is scored; of all its heads, as every quota.
 
     Raises:
-        PlanError: if it is not a numpy array [B, H] of integers >= 0.
+        PlanError: if it is not a numpy array [B, parts * H] of integers >= 0.
     """
-    quota = allocator.ahead(budget, view.layer, view.num_layers, view.shape[1], step)
-    _check_quota(allocator, quota, quota, view)
+    quota = allocator.ahead(budget, view.layer, view.num_layers, step.heads.parts * view.shape[1], step)
+    _check_quota(allocator, quota, quota, view, step)
     return quota
 
 
@@ -120,7 +120,7 @@ def allocate(pipeline: Pipeline, budget: Counts, layers: Sequence[Scored], step:
     """Quotas for these layers, brought to the host.
 
     Raises:
-        PlanError: if there is not one [B, H] quota of integers >= 0 a layer, or the total is not the budget.
+        PlanError: if there is not one [B, parts * H] quota of integers >= 0 a layer, or the total is not the budget.
     """
     quotas = pipeline.allocate.allocate(budget, layers, step)
     if not hasattr(quotas, "__len__") or len(quotas) != len(layers):
@@ -129,10 +129,10 @@ def allocate(pipeline: Pipeline, budget: Counts, layers: Sequence[Scored], step:
     known = []
     for quota, scored in zip(quotas, layers, strict=True):
         rows = quota if isinstance(quota, np.ndarray) or not hasattr(quota, "shape") else step.ops.host(quota)
-        _check_quota(pipeline.allocate, quota, rows, scored.view)
+        _check_quota(pipeline.allocate, quota, rows, scored.view, step)
         known.append(rows)
     total = np.sum([rows.sum(axis=1) for rows in known], axis=0)
-    check_total(pipeline, total, budget * sum(scored.view.shape[1] for scored in layers))
+    check_total(pipeline, total, budget * sum(rows.shape[1] for rows in known))
     return known
 
 
@@ -226,12 +226,13 @@ def _check_scores(pipeline: Pipeline, scores: Any, view: CacheView, step: Step, 
             )
 
 
-def _check_quota(allocator: object, quota: Any, rows: Any, view: CacheView) -> None:
+def _check_quota(allocator: object, quota: Any, rows: Any, view: CacheView, step: Step) -> None:
     where, shape = _at(allocator, view), getattr(quota, "shape", None)
-    if shape is None or tuple(shape) != view.shape[:2]:
+    due = (view.shape[0], step.heads.parts * view.shape[1])
+    if shape is None or tuple(shape) != due:
         raise PlanError(
-            f"quota of {where} has shape {shape and tuple(shape)}; "
-            f"it must be an array [batch, heads] = {list(view.shape[:2])}."
+            f"quota of {where} has shape {shape and tuple(shape)}; it must be an array [batch, heads] = {list(due)}"
+            f"{', of all heads of the layer: Step.heads' * (step.heads.parts > 1)}."
         )
     if not np.issubdtype(rows.dtype, np.integer) or np.any(rows < 0):
         raise PlanError(f"quota of {where} is {rows.tolist()}; it must be integers >= 0.")

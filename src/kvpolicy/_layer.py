@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._errors import CacheError
+from ._heads import Heads
 from ._policy import Pipeline
 from ._protocols import Backend, Observer, Store, Windowed
 from ._types import Array, CacheView, Counts, HeadCounts, KeepMask, Phase, Plan, Queries, Rows
@@ -25,18 +26,23 @@ def _none() -> Counts:
 
 @dataclass(slots=True)
 class Layer:
-    """Host-side knowledge of one layer; counts are numpy: to decide whether to act nobody waits for the device."""
+    """Host-side knowledge of one layer; counts are numpy: to decide whether to act nobody waits for the device.
+
+    Counts by head are of all heads of the layer, so that all processes that share them decide alike; what is only
+    reported is of this process.
+    """
 
     store: Store
+    heads: Heads
     archive: Store | None = None
     length: int = 0  # logical: tokens that have passed, padding included
     seen: Counts = field(default_factory=_none)  # [B]
     prompt: Counts = field(default_factory=_none)  # [B]
-    prompt_kept: HeadCounts = field(default_factory=_none)  # [B, H], as all the following
+    prompt_kept: HeadCounts = field(default_factory=_none)  # [B, parts * H], as the following
     prompt_quota: HeadCounts = field(default_factory=_none)
     held: HeadCounts = field(default_factory=_none)
     archived: HeadCounts = field(default_factory=_none)
-    left: Counts = field(default_factory=_none)  # [B], rows that plans took away
+    left: Counts = field(default_factory=_none)  # [B], rows that plans took away here
     exceeded: Counts = field(default_factory=_none)  # [B], at the latest plan of the batch row
     recalled: int = 0
     merged: Any = None  # [B], of those that left; stays on the device until somebody asks
@@ -47,6 +53,7 @@ class Layer:
     phase: Phase = Phase.PREFILL  # of the latest pass
     settled: int = 0  # tokens that cannot be taken back: what they did to other rows, or to these books, stays
     settled_by: tuple[str, Phase] = ("", Phase.PREFILL)  # what that was, and in which phase
+    on_trial: bool = False  # a copy, for tokens that may be taken back: nobody is told of its plans
 
     def begin(self, keys: Array, values: Array) -> None:
         """Take the shape of the first rows.
@@ -54,7 +61,7 @@ class Layer:
         Raises:
             CacheError: if the batch size changed within the request.
         """
-        batch, heads = int(keys.shape[0]), int(keys.shape[1])
+        batch, heads = int(keys.shape[0]), self.heads.parts * int(keys.shape[1])
         if self.length == 0:
             for name in ("seen", "prompt", "left", "exceeded"):
                 setattr(self, name, np.zeros(batch, np.int64))
@@ -88,10 +95,10 @@ class Layer:
         """
         view = self.store.view()
         later = view.valid & (view.positions >= length)
-        gone = _count(view, later, ops)
+        gone = self._count(view, later, ops)
         self.length, self.seen, self.held = length, self.seen - gone[:, 0], self.held - gone
         self.prompt = np.minimum(self.prompt, self.seen)  # of a prompt that is not complete, or that nobody counts from
-        self.store.apply(Plan(keep=view.valid & ~later), self.held)
+        self.store.apply(Plan(keep=view.valid & ~later), self.heads.own(self.held))
 
     def release(self, view: CacheView, plan: Plan, kept: HeadCounts, ops: Backend) -> None:
         """Rows that a plan neither keeps nor folds go to the archive; before it is applied."""
@@ -99,38 +106,40 @@ class Layer:
         gone = view.valid & ~plan.keep
         if plan.into is not None:
             gone = gone & ~_folds(view, plan.into)
-        count = self.held - kept if plan.into is None else _count(view, gone, ops)
+        count = self.held - kept if plan.into is None else self._count(view, gone, ops)
         if count.any():
-            self.archive.join(ops.compact(self.store.view(), Plan(keep=gone), int(count.max())), count)
+            rows = ops.compact(self.store.view(), Plan(keep=gone), int(count.max()))
+            self.archive.join(rows, self.heads.own(count))
             self.archived = self.archived + count
 
     def apply(self, view: CacheView, plan: Plan, kept: HeadCounts) -> None:
         """Carry out a plan that keeps ``kept`` rows of each head."""
         self.settle("planned")
-        self.store.apply(plan, kept)
+        self.store.apply(plan, self.heads.own(kept))
         if plan.into is not None:
             folded = view.xp.sum(view.xp.astype(_folds(view, plan.into), view.xp.int64), axis=(1, 2))
             self.merged = folded if self.merged is None else self.merged + folded
-        self.left = self.left + (self.held - kept).sum(axis=1)
+        self.left = self.left + self.heads.own(self.held - kept).sum(axis=1)
         self.held = kept
 
     def take_back(self, mask: KeepMask, ops: Backend) -> None:
         """Rows of the archive return to the table."""
         assert self.archive is not None
         view = self.archive.view()
-        count = _count(view, mask, ops)
+        count = self._count(view, mask, ops)
         if not count.any():
             return
         self.settle("recalled")
-        self.store.join(ops.compact(view, Plan(keep=mask), int(count.max())), count)
+        here = self.heads.own(count)
+        self.store.join(ops.compact(view, Plan(keep=mask), int(count.max())), here)
         self.archived = self.archived - count
-        self.archive.apply(Plan(keep=view.valid & ~mask), self.archived)
+        self.archive.apply(Plan(keep=view.valid & ~mask), self.heads.own(self.archived))
         self.held = self.held + count
-        self.left = self.left - count.sum(axis=1)
-        self.recalled += int(count.sum())
+        self.left = self.left - here.sum(axis=1)
+        self.recalled += int(here.sum())
 
     def select_batch(self, index: Array, chosen: Counts) -> None:
-        """Batch rows with all their state, in this order."""
+        """Batch rows with all their state, in this order; ``chosen`` is the index on the host."""
         if not self.length:
             return
         self.store.select_batch(index)
@@ -139,28 +148,36 @@ class Layer:
         if self.archive is not None:
             self.archive.select_batch(index)
         if self.merged is not None:
-            self.merged = self.merged[index]
+            self.merged = self.merged[chosen]
         if (asked := self.queries) is not None:
-            self.queries = Queries(asked.vectors[index], asked.positions[index], asked.valid[index])
+            reach = None if asked.reach is None else asked.reach[chosen]
+            self.queries = Queries(asked.vectors[chosen], asked.positions[chosen], asked.valid[chosen], reach)
 
     def report(self, ops: Backend) -> LayerReport:
         """What happened so far."""
         kv_bytes, column_bytes = self.store.nbytes()
         archive_bytes, archive_columns = self.archive.nbytes() if self.archive is not None else (0, 0)
         merged = 0 if self.merged is None else int(ops.host(self.merged).sum())
+        held = self.heads.own(self.held) if self.held.size else self.held
         return LayerReport(
-            rows=float(self.held.mean()) if self.held.size else 0.0,
-            most=int(self.held.max(initial=0)),
+            rows=float(held.mean()) if held.size else 0.0,
+            most=int(held.max(initial=0)),
             capacity=self.store.capacity,
             evicted=int(self.left.sum()) - merged,
             merged=merged,
             recalled=self.recalled,
             exceeded=int(self.exceeded.sum()),
             kv_bytes=kv_bytes,
-            full_kv_bytes=self.row_bytes * self.held.size * self.length,
+            full_kv_bytes=self.row_bytes * held.size * self.length,
             column_bytes=column_bytes + archive_columns,
             archive_bytes=archive_bytes,
         )
+
+    def _count(self, view: CacheView, mask: KeepMask, ops: Backend) -> HeadCounts:
+        """How many rows of each head a mask marks."""
+        rows = view.xp.sum(view.xp.astype(mask, view.xp.int64), axis=-1)
+        counts: HeadCounts = np.asarray(ops.host(self.heads.all(rows)))
+        return counts
 
 
 def why_settled(layer: Layer, pipelines: Sequence[Pipeline]) -> str:
@@ -187,8 +204,3 @@ def _named(stages: Sequence[object]) -> str:
 def _folds(view: CacheView, into: Array) -> Array:
     """bool [B, H, S]: rows that fold into another."""
     return view.xp.any(into >= 0, axis=-1)
-
-
-def _count(view: CacheView, mask: KeepMask, ops: Backend) -> HeadCounts:
-    counts: HeadCounts = np.asarray(ops.host(view.xp.sum(view.xp.astype(mask, view.xp.int64), axis=-1)))
-    return counts

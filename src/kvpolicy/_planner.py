@@ -60,7 +60,7 @@ class Planner:
     def clear(self) -> None:
         """Start over as a new request."""
         self._waiting: list[_Waiting] = []
-        self._handed: list[HeadCounts] = []  # quotas of this pass, where each layer's is known ahead
+        self._handed: dict[int, list[HeadCounts]] = {}  # by token: its quotas so far, where each layer's is known ahead
 
     def run(self, pipeline: Pipeline, state: Layer, view: CacheView, step: Step) -> None:
         """Plan and compact, if the schedule gives a budget and the rows exceed it; or note a layer that must wait."""
@@ -95,7 +95,8 @@ class Planner:
         view, queries = in_slots(state.store.view(), self._turn, self.ops), step.queries
         if self._turn is not None:  # older rows have come back, and the queries stand behind them
             xp = view.xp
-            by = xp.asarray(state.held - before, dtype=xp.int64, device=view.positions.device)
+            by = step.heads.own(state.held - before)
+            by = xp.asarray(by, dtype=xp.int64, device=view.positions.device)
             by = xp.repeat(by, queries.shape[1] // by.shape[1], axis=1)
             queries = self._turn(queries, xp.broadcast_to(by[..., None], queries.shape[:3]))
         held = tuple(other.held for other in self._layers)
@@ -106,10 +107,12 @@ class Planner:
         if not isinstance(pipeline.allocate, Ahead) or pipeline.allocate.whole_model:
             return None
         quota = _engine.ahead(pipeline.allocate, budget, view, step)
-        self._handed = [*(self._handed if view.layer else []), quota]
+        # A layer may run several tokens before the next layer runs the first of them.
+        handed = [*(self._handed.get(step.length, []) if view.layer else []), quota]
+        self._handed[step.length] = handed
         if view.layer == len(self._layers) - 1:
-            total = np.sum([handed.sum(axis=1) for handed in self._handed], axis=0)
-            _engine.check_total(pipeline, total, budget * sum(handed.shape[1] for handed in self._handed))
+            total = np.sum([quota.sum(axis=1) for quota in self._handed.pop(step.length)], axis=0)
+            _engine.check_total(pipeline, total, budget * sum(quota.shape[1] for quota in handed))
         return quota
 
     def _plan(self, entries: list[_Waiting], pipeline: Pipeline, budget: Counts) -> None:
@@ -132,28 +135,31 @@ class Planner:
     def _carry_out(
         self, pipeline: Pipeline, entry: _Waiting, scored: Scored, quota: HeadCounts, over: BatchMask
     ) -> None:
-        """Bring the batch rows that are ``over`` their budget down to the quota, [B, H]."""
+        """Bring the batch rows that are ``over`` their budget down to the quota, [B, parts * H]."""
         state, step = entry.layer, entry.step
         due = np.where(over[:, None], quota, np.maximum(quota, state.held))
-        made = _engine.plan(pipeline, scored, due, step, check=self._check)
-        if self._listen is not None:
+        own = step.heads.own
+        made = _engine.plan(pipeline, scored, own(due), step, check=self._check)
+        if self._listen is not None and not state.on_trial:
             self._listen(scored.view.layer, scored.view, made, step)
-        kept = self._kept(pipeline, state, scored, made, due)
+        kept = self._kept(pipeline, state, scored, made, due, step)
         if pipeline.recall is not None:
             state.release(scored.view, made, kept, self.ops)
         state.apply(scored.view, made, kept)
-        state.exceeded = np.where(over, np.maximum(kept - due, 0).sum(axis=1), state.exceeded)
+        state.exceeded = np.where(over, own(np.maximum(kept - due, 0)).sum(axis=1), state.exceeded)
         if step.phase is Phase.PREFILL:
             state.prompt_quota = np.where(over[:, None], quota, state.prompt_quota)
             state.prompt_kept = state.held
 
-    def _kept(self, pipeline: Pipeline, state: Layer, scored: Scored, made: Plan, quota: HeadCounts) -> HeadCounts:
+    def _kept(
+        self, pipeline: Pipeline, state: Layer, scored: Scored, made: Plan, quota: HeadCounts, step: Step
+    ) -> HeadCounts:
         """Rows kept by each head: counted, or, unchecked, known in advance from the quota and `TopK`."""
         if not self._check and isinstance(pipeline.select, TopK) and not pipeline.select.text:
             known: HeadCounts = np.minimum(state.held, np.maximum(quota, pipeline.select.floor))
             return known
         xp = scored.view.xp
-        return np.asarray(self.ops.host(xp.sum(xp.astype(made.keep, xp.int64), axis=-1)))
+        return np.asarray(self.ops.host(step.heads.all(xp.sum(xp.astype(made.keep, xp.int64), axis=-1))))
 
 
 def in_slots(view: CacheView, turn: Rotate | None, ops: Backend) -> CacheView:

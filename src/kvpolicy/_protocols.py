@@ -112,7 +112,10 @@ class Allocator(Protocol):
         ...
 
     def allocate(self, budget: Counts, layers: Sequence[Scored], step: Step, /) -> Sequence[Quota]:
-        """One quota, int64 [B, H], per given layer. ``budget`` is int64 [B], rows per layer and head on average."""
+        """One quota, int64 [B, parts * H], per given layer: of all its heads, on whichever process (`Step.heads`).
+
+        ``budget`` is int64 [B], rows per layer and head on average.
+        """
         ...
 
 
@@ -124,7 +127,7 @@ class Ahead(Protocol):
     """
 
     def ahead(self, budget: Counts, layer: int, num_layers: int, heads: int, step: Step, /) -> HeadCounts:
-        """The quota of one layer, int64 [B, H] (numpy); over all layers the total is exact."""
+        """The quota of one layer, int64 [B, heads] (numpy), of all its heads; over all layers the total is exact."""
         ...
 
 

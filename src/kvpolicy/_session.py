@@ -6,19 +6,22 @@ Per layer a forward pass is two calls: `Session.append` brings the new rows in, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, field, replace
+from typing import Any, final
 
 import numpy as np
 
 from . import _engine
 from ._errors import CacheError
+from ._heads import UNDIVIDED, Heads
 from ._layer import Layer, why_settled
 from ._planner import Listener, Planner, in_slots
 from ._policy import Pipeline, Policy
 from ._protocols import Ahead, Backend, Bounded
-from ._types import Array, CacheView, Counts, Phase, Queries, Rotate, Rows, Step
+from ._tentative import Untold, check_layerwise
+from ._types import Array, CacheView, Counts, HeadCounts, Phase, Queries, Rotate, Rows, Step
 from .report import Report
 
 __all__ = ["Listener", "Pass", "Session"]
@@ -35,6 +38,9 @@ class Pass:
         valid: bool [B, Q]; False for padding.
         tokens: int64 [B] (numpy), valid tokens of this pass.
         columns: scalar columns [B, Q] known on arrival.
+        reach: int64 [B, Q], the last arrival index that each token sees; None: its own, as under a causal mask.
+        tentative: whether these are decoded tokens that `Session.crop` may take back, whatever the policy has done to
+            them meanwhile. Where the policy acts while decoding, they come one a pass.
     """
 
     start: int
@@ -42,11 +48,23 @@ class Pass:
     valid: Array
     tokens: Counts
     columns: Mapping[str, Array]
+    reach: Array | None = None
+    tentative: bool = False
 
     @property
     def length(self) -> int:
         """Q."""
         return int(self.positions.shape[-1])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """A layer as it was before tentative tokens, which go to a copy of it, and what it takes to run them again."""
+
+    before: Layer
+    arrived: list[tuple[Array, Array, Pass]] = field(default_factory=list)  # what `Session.append` was given
+    attended: list[tuple[Array, float, dict[str, Any]]] = field(default_factory=list)  # and `Session.advance`
 
 
 @final
@@ -62,6 +80,8 @@ class Session:
         check: verify every stage's answer (NaN, shapes, plans); on an accelerator each check waits for the device.
         listen: called with every plan before it is carried out.
         rotate: turns rotary vectors by a number of positions, see `Step.rotate`.
+        heads: how processes share the heads of every layer; each of them runs a session of its own, in step with the
+            others. By default one process holds them all.
 
     Raises:
         CacheError: if the policy re-indexes positions and there is no ``rotate``.
@@ -77,15 +97,17 @@ class Session:
         check: bool = True,
         listen: Listener | None = None,
         rotate: Rotate | None = None,
+        heads: Heads = UNDIVIDED,
     ) -> None:
         if policy.positions == "slots" and rotate is None:
             raise CacheError(
                 "Policy(positions='slots') turns keys to their slot, which needs the model's rotary embedding; this "
                 "session has none. Hint: use a model with plain rotary positions, or positions='original'."
             )
-        self.policy, self.ops = policy, ops
+        self.policy, self.ops, self.heads = policy, ops, heads
         self._prompt_length, self._rotate = prompt_length, rotate
         self._turn = rotate if policy.positions == "slots" else None
+        self._tried: dict[int, _Tried] = {}
         self._layers = [self._new_layer(index, num_layers) for index in range(num_layers)]
         self._planner = Planner(self._layers, ops, check=check, listen=listen, turn=self._turn)
         self._windows = {
@@ -108,14 +130,28 @@ class Session:
     def all_valid(self, layer: int) -> bool:
         """Whether every row of every head is a real one, so that attention needs no mask for holes or padding."""
         state = self._layers[layer]
-        return bool(state.held.size == 0 or state.held.min() == state.store.slots)
+        return bool(state.held.size == 0 or self.heads.own(state.held).min() == state.store.slots)
 
     def append(self, layer: int, keys: Array, values: Array, now: Pass) -> CacheView:
         """Bring the new rows of a pass into a layer's table; returns the table to attend over.
 
         Raises:
-            CacheError: if the batch size changed within the request.
+            CacheError: if the batch size changed within the request; if tentative tokens still wait for `crop`; or if
+                these are tentative, and the policy acts while decoding and not layer by layer, or they are several.
         """
+        if now.tentative and self.policy.decode is not None:
+            if now.length > 1:
+                raise CacheError(
+                    f"a tentative pass of {now.length} tokens, and the policy acts after every decoded token. "
+                    f"Hint: one token a pass."
+                )
+            self._try(layer).arrived.append((keys, values, now))
+        elif layer in self._tried:
+            tried = self.length(layer) - self._tried[layer].before.length
+            raise CacheError(
+                f"{tried} tokens that may be taken back wait to hear which of them stay. Hint: crop() after a pass "
+                f"that tries tokens, also if all of them stay."
+            )
         state = self._layers[layer]
         state.begin(keys, values)
         state.phase = self._phase(now)
@@ -134,12 +170,22 @@ class Session:
         xp, device = state.view.xp, now.positions.device
         valid = xp.astype(now.valid, xp.int64)
         behind = xp.sum(valid, axis=-1, keepdims=True) - xp.cumulative_sum(valid, axis=-1)  # later tokens of this pass
-        held = xp.asarray(state.held, dtype=xp.int64, device=device)
+        held = xp.asarray(self.heads.own(state.held), dtype=xp.int64, device=device)
         slot = held[:, :, None] - 1 - behind[:, None, :]
         turn = xp.where(now.valid[:, None, :], slot - now.positions[:, None, :], xp.zeros_like(slot))
         return self._turn(queries, xp.repeat(turn, queries.shape[1] // turn.shape[1], axis=1))
 
-    def advance(self, layer: int, queries: Array, scale: float, now: Pass, *, module: object = None) -> None:
+    def advance(
+        self,
+        layer: int,
+        queries: Array,
+        scale: float,
+        now: Pass,
+        *,
+        module: object = None,
+        softcap: float | None = None,
+        sinks: Array | None = None,
+    ) -> None:
         """After attention: observe, and plan if this pass completes a prompt or a token.
 
         Args:
@@ -148,12 +194,17 @@ class Session:
             scale: the softmax scale that the model itself used.
             now: the pass.
             module: the attention module, for stages that know the model.
+            softcap: what the model caps its logits at, see `Step.softcap`.
+            sinks: logits [Hq] that belong to no row, see `Step.sinks`.
         """
         state = self._layers[layer]
         view, state.view = state.view, None
         assert view is not None, "advance() follows append()"
         goes_on = now.start + now.length < self._prompt_length
-        step = self._step(state, queries, scale, now, module)
+        if now.tentative and layer in self._tried:
+            told = {"module": module, "softcap": softcap, "sinks": sinks}
+            self._tried[layer].attended.append((queries, scale, told))
+        step = self._step(layer, queries, scale, now, module, softcap, sinks)
         columns = _engine.observe(self.policy, view, step)
         if columns:
             state.store.observe(columns)
@@ -174,13 +225,39 @@ class Session:
             decode = self.policy.decode
             if decode is not None and isinstance(decode.schedule, Bounded) and isinstance(decode.allocate, Ahead):
                 limit = np.broadcast_to(np.asarray(decode.schedule.limit(step), np.int64), step.seen.shape)
-                state.limit = int(_engine.ahead(decode.allocate, limit, view, step).max()) + 1
+                quota = _engine.ahead(decode.allocate, limit, view, step)
+                state.limit = int(self.heads.own(quota).max()) + 1
+
+    def expect(self, prompt_length: int) -> None:
+        """A further prompt is to come, and ends with this many tokens in all, padding and earlier ones included.
+
+        It is compacted once, when it is complete; not announced, every pass of several tokens is a whole prompt.
+
+        Raises:
+            CacheError: if so many have passed already, or in the middle of a pass.
+        """
+        present = self.length() if self._layers else 0
+        if prompt_length <= present or any(state.length != present for state in self._layers):
+            raise CacheError(
+                f"expect({prompt_length}): {present} tokens have passed, and the end of a further prompt lies behind "
+                f"them. Hint: count all tokens so far and the new ones, before the first of these passes."
+            )
+        self._prompt_length = prompt_length
 
     def select_batch(self, index: Array) -> None:
         """Batch rows with all their state, in this order, repeats allowed (beam search)."""
         chosen = self.ops.host(index) if not isinstance(index, np.ndarray) else index
+        self._settle(self.length())
         for state in self._layers:
             state.select_batch(index, chosen)
+
+    def check_tentative(self) -> None:
+        """Raise unless tentative passes may follow a prompt within one pass of the model, layer by layer.
+
+        Raises:
+            CacheError: names the stage that waits until every layer has attended.
+        """
+        check_layerwise(self.policy)
 
     def crop(self, length: int) -> None:
         """Go back to the first ``length`` tokens, padding included, exactly as if no more had come.
@@ -189,6 +266,9 @@ class Session:
         is refused where one that is to go was part of a plan, was observed or remembered by a scorer, called rows back
         from the archive, or ends a prompt that a pipeline counts from. To go back to no token at all is `clear`, and
         always possible.
+
+        Tokens of tentative passes can always go. They were run on copies of the layers: now the layers themselves take
+        those that stay, one by one as if they had been decoded so, and only then plans are told to ``listen``.
 
         Raises:
             CacheError: if it would not be exact, in the middle of a pass, or if there are fewer tokens; nothing has
@@ -199,19 +279,20 @@ class Session:
             raise CacheError(f"crop({length}) in the middle of a pass: let every layer append and advance() first.")
         if not 0 <= length <= present:
             raise CacheError(f"crop({length}): {present} tokens have passed, so length must be in 0 .. {present}.")
-        if length == present:
-            return
         if length == 0:
             self.clear()
             return
-        last = max(self._layers, key=lambda state: state.settled)
+        before = [self._tried[layer].before if self._tried else state for layer, state in enumerate(self._layers)]
+        last = max(before, key=lambda state: state.settled)
         if length < last.settled:
             raise CacheError(
                 f"crop({length}): {why_settled(last, self._pipelines)}, so the tokens up to {last.settled} cannot be "
                 f"taken back. Hint: crop({last.settled}) or more, or clear() and give the first {length} tokens again."
             )
+        self._settle(length)
         for state in self._layers:
-            state.crop(length, self.ops)
+            if length < state.length:
+                state.crop(length, self.ops)
 
     def clear(self) -> None:
         """Start over as a new request."""
@@ -219,7 +300,8 @@ class Session:
             state.store.clear()
             if state.archive is not None:
                 state.archive.clear()
-            self._layers[index] = Layer(state.store, state.archive)
+            self._layers[index] = Layer(state.store, self.heads, state.archive)
+        self._tried = {}
         self._planner.clear()
 
     def report(self) -> Report:
@@ -239,13 +321,23 @@ class Session:
     def _new_layer(self, index: int, num_layers: int) -> Layer:
         recalls = any(pipeline.recall is not None for pipeline in self._pipelines)
         archive = self.ops.store(index, num_layers, on_host=True) if recalls else None
-        return Layer(self.ops.store(index, num_layers), archive)
+        return Layer(self.ops.store(index, num_layers), self.heads, archive)
 
     def _phase(self, now: Pass) -> Phase:
-        prompt = now.start < self._prompt_length or now.start == 0 or now.length > 1
+        prompt = now.start < self._prompt_length or now.start == 0 or (now.length > 1 and not now.tentative)
         return Phase.PREFILL if prompt else Phase.DECODE
 
-    def _step(self, state: Layer, queries: Array, scale: float, now: Pass, module: object) -> Step:
+    def _step(
+        self,
+        layer: int,
+        queries: Array,
+        scale: float,
+        now: Pass,
+        module: object,
+        softcap: float | None,
+        sinks: Array | None,
+    ) -> Step:
+        state = self._layers[layer]
         return Step(
             phase=self._phase(now),
             seen=state.seen,
@@ -258,15 +350,55 @@ class Session:
             ops=self.ops,
             row_bytes=state.row_bytes * state.held.size * len(self._layers),
             count_bias=self.policy.count_bias,
-            held=tuple(other.held if other.length else np.zeros_like(state.held) for other in self._layers),
-            prompt_quota=tuple(
-                other.prompt_quota if other.length else np.zeros_like(state.held) for other in self._layers
-            ),
+            held=self._of_all(layer, "held", now),
+            archived=self._of_all(layer, "archived", now),
+            prompt_quota=self._of_all(layer, "prompt_quota", now),
             earlier=state.queries,
             rotate=self._rotate,
             module=module,
             length=state.length,
+            query_reach=now.reach,
+            softcap=softcap,
+            sinks=sinks,
+            heads=self.heads,
         )
+
+    def _of_all(self, layer: int, name: str, now: Pass) -> tuple[HeadCounts, ...]:
+        """A count [B, H] of every layer, as it stands when ``layer`` takes this pass."""
+        tried = self._tried.get(layer) if now.tentative else None
+        counts: list[Any] = []
+        for index, state in enumerate(self._layers):
+            # A layer before this one may be tokens ahead, and one behind it has not even come to the settled ones.
+            ahead = self._tried.get(index) if index != layer else None
+            known = ahead.before if ahead is not None else state
+            settled = name == "prompt_quota" and (index < layer or tried is None or tried.before.phase is Phase.DECODE)
+            if tried is not None and index != layer and not settled:
+                counts.append(Untold(index, layer))
+            else:
+                counts.append(getattr(known, name) if known.length else np.zeros_like(self._layers[layer].held))
+        return tuple(counts)
+
+    def _try(self, layer: int) -> _Tried:
+        """From here on a copy of the layer takes the tokens; the layer itself waits to hear which of them stay."""
+        if layer not in self._tried:
+            check_layerwise(self.policy)
+            before = self._layers[layer]
+            self._tried[layer] = _Tried(before)
+            self._layers[layer] = copy.deepcopy(before, {id(self.ops): self.ops})
+            self._layers[layer].on_trial = True
+        return self._tried[layer]
+
+    def _settle(self, length: int) -> None:
+        """Of the tentative tokens those before ``length`` stay: the layers themselves take them, one after another."""
+        tried, self._tried = self._tried, {}
+        for layer, one in tried.items():
+            self._layers[layer] = one.before
+        for passes in zip(*(zip(one.arrived, one.attended, strict=True) for one in tried.values()), strict=True):
+            for layer, ((keys, values, now), (queries, scale, told)) in zip(tried, passes, strict=True):
+                if now.start < length:
+                    settled = replace(now, tentative=False)
+                    self.append(layer, keys, values, settled)
+                    self.advance(layer, queries, scale, settled, **told)
 
     def _remembered(self, step: Step, goes_on: bool) -> Queries | None:
         """The queries that later passes will ask for; the rest of a prompt (``goes_on``) may be padding."""
@@ -276,5 +408,4 @@ class Session:
             window = max(window, self._windows[Phase.PREFILL])
         if window == 0:
             return None
-        last = step.latest(window)
-        return Queries(last.queries, last.query_positions, last.query_valid)
+        return step.latest(window).asked

@@ -4,8 +4,8 @@ A KV cache is a table. Rows are cache entries; keys and values are vector column
 row (arrival position, merge count, accumulated attention, segment) is a scalar column. All of it is read-only here:
 only a `Store` changes rows, by carrying out a `Plan`.
 
-Shapes: B batch rows, H key/value heads (grouped query heads are never expanded), Hq query heads, S table rows,
-D key dim, Dv value dim, Q queries of one forward pass, M targets per merged row.
+Shapes: B batch rows, H key/value heads of this process (grouped query heads are never expanded), Hq query heads,
+S table rows, D key dim, Dv value dim, Q queries of one forward pass, M targets per merged row.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import array_api_compat
 import numpy as np
 
-from ._errors import MissingColumnError, PlanError
+from ._errors import MissingColumnError, PlanError, UnsupportedModelError
+from ._heads import UNDIVIDED, Heads
 
 if TYPE_CHECKING:
     from ._protocols import Backend
 
 __all__ = [
+    "AUDIO",
     "EMPTY",
     "IMAGE",
     "TEXT",
+    "VIDEO",
     "Array",
     "Assignment",
     "CacheView",
@@ -51,12 +54,12 @@ __all__ = [
 Array: TypeAlias = Any  # an array of the backend in use (numpy.ndarray, torch.Tensor)
 Scores: TypeAlias = Any  # floating [B, H, S]; higher = keep
 KeepMask: TypeAlias = Any  # bool [B, H, S]
-Quota: TypeAlias = Any  # int64 [B, H]; a numpy array where the host knows it, else the backend's
+Quota: TypeAlias = Any  # int64 [B, parts * H]; a numpy array where the host knows it, else the backend's
 Counts: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]  # int64 [B], always numpy: host knowledge costs no device sync
-HeadCounts: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]  # int64 [B, H], numpy likewise
+HeadCounts: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]  # int64 [B, parts * H], numpy likewise: of all heads
 Rotate: TypeAlias = Callable[[Array, Array], Array]  # vectors [B, H, N, D] turned by int64 [B, H, N] positions
 
-TEXT, IMAGE = 0, 1  # the column ``segment``
+TEXT, IMAGE, VIDEO, AUDIO = 0, 1, 2, 3  # the column ``segment``; stages ask whether a row is text or not
 
 EMPTY: Mapping[str, Any] = {}  # read-only by type; a mappingproxy could be neither copied nor pickled
 
@@ -160,11 +163,18 @@ class Queries:
         vectors: [B, Hq, Q, D] after the rotary embedding.
         positions: int64 [B, Q], arrival index of each.
         valid: bool [B, Q]; False for padding.
+        reach: int64 [B, Q], see `Step.query_reach`.
     """
 
     vectors: Array
     positions: Array
     valid: Array
+    reach: Array | None = None
+
+    @property
+    def sees(self) -> Array:
+        """int64 [B, Q]: the last arrival index that each query sees."""
+        return self.positions if self.reach is None else self.reach
 
     def followed_by(self, later: Queries) -> Queries:
         """Both, in order."""
@@ -173,6 +183,7 @@ class Queries:
             xp.concat([self.vectors, later.vectors], axis=2),
             xp.concat([self.positions, later.positions], axis=1),
             xp.concat([self.valid, later.valid], axis=1),
+            None if self.reach is later.reach is None else xp.concat([self.sees, later.sees], axis=1),
         )
 
     def latest(self, count: int) -> Queries:
@@ -186,6 +197,7 @@ class Queries:
             xp.take_along_axis(self.vectors, last[:, None, :, None], axis=2),
             xp.take_along_axis(self.positions, last, axis=1),
             xp.take_along_axis(self.valid, last, axis=1),
+            None if self.reach is None else xp.take_along_axis(self.reach, last, axis=1),
         )
 
 
@@ -197,23 +209,34 @@ class Step:
         phase: which pipeline is running.
         seen: int64 [B] (numpy), tokens seen so far by each batch row, padding not counted, this pass included.
         prompt: int64 [B] (numpy), tokens of ``seen`` that arrived in prefill passes.
-        prompt_kept: int64 [B, H] (numpy), rows that each head kept when the latest prompt was complete; zero before it.
+        prompt_kept: int64 [B, parts * H] (numpy), rows that each head kept when the latest prompt was complete; zero
+            before it. This and the other counts by head are of all heads of the layer, see ``heads``.
         queries: [B, Hq, Q, D] after the rotary embedding, this pass only.
         query_positions: int64 [B, Q], arrival index of each query.
         query_valid: bool [B, Q]; False for padding.
         scale: the softmax scale that the model itself used.
         ops: the backend of these arrays.
-        row_bytes: bytes that one row per layer and head costs over the whole request (all layers, heads, batch rows).
+        row_bytes: bytes that one row per layer and head costs over the whole request (all layers, heads, batch rows, on
+            all processes).
         count_bias: whether the model attends with ``+ log(count)`` on every logit (`Policy.count_bias`).
-        held: int64 [B, H] (numpy) for every layer: valid rows of each head. A layer that has not run in this pass yet
-            stands as it was before it.
-        prompt_quota: int64 [B, H] (numpy) for every layer: the quotas of the latest prefill plan; zero without one.
+        held: int64 [B, parts * H] (numpy) for every layer: valid rows of each head. A layer that has not run in this
+            pass yet stands as it was before it.
+        prompt_quota: int64 [B, parts * H] (numpy) for every layer: the quotas of the latest prefill plan; zero without
+            one.
         earlier: the queries before this pass, as many as a `Windowed` scorer asked for.
         rotate: turns rotary vectors by a number of positions; None where the caller gave no rotary embedding. An
             adapter gives it where positions are re-indexed or a stage says ``needs_rotate = True``.
         module: the attention module that ran, where an adapter gave it.
         length: tokens that have passed, padding included.
         whole_pass: whether the queries are exactly those of this pass, whose rows then end the table in order.
+        query_reach: int64 [B, Q], the last arrival index that each query sees, where that may be later than its own
+            (tokens of an image that see each other); None: its own.
+        softcap: the model attends with ``softcap * tanh(logit / softcap)``, before any ``log(count)``; None: uncapped.
+        sinks: floating [Hq], for each query head a logit that takes part in every softmax and belongs to no row; None:
+            every softmax is over rows alone.
+        archived: int64 [B, parts * H] (numpy) for every layer: rows of each head that are in the archive.
+        heads: the heads of a layer, of which this process may hold a share. A stage that combines heads combines
+            ``heads.all(data)``, and takes its own part of host counts with ``heads.own(counts)``.
     """
 
     phase: Phase
@@ -234,15 +257,37 @@ class Step:
     module: object = None
     length: int = 0
     whole_pass: bool = True
+    query_reach: Array | None = None
+    softcap: float | None = None
+    sinks: Array | None = None
+    archived: tuple[HeadCounts, ...] = ()
+    heads: Heads = UNDIVIDED
 
     @property
     def padding(self) -> Counts:
         """int64 [B] (numpy): padding that has passed. On the left, ``position - padding`` counts a row's own tokens."""
         return self.length - self.seen
 
+    @property
+    def asked(self) -> Queries:
+        """The queries of this step, with all that is known of each."""
+        return Queries(self.queries, self.query_positions, self.query_valid, self.query_reach)
+
+    def require_uncapped(self, needed_by: str) -> None:
+        """For a stage that reasons with logits as the products of queries and keys.
+
+        Raises:
+            UnsupportedModelError: if the model caps its logits; names the stage and the cap.
+        """
+        if self.softcap is not None:
+            raise UnsupportedModelError(
+                f"{needed_by} takes logits for products of queries and keys, and this model caps them "
+                f"(softcap={self.softcap}). Hint: a stage that goes by attention or by keys, such as AttentionMass."
+            )
+
     def latest(self, count: int) -> Step:
         """The same step with the last ``count`` valid queries of each batch row, those of earlier passes included."""
-        asked = Queries(self.queries, self.query_positions, self.query_valid)
+        asked = self.asked
         if self.earlier is not None:
             asked = self.earlier.followed_by(asked)
         asked = asked.latest(count)
@@ -251,6 +296,7 @@ class Step:
             queries=asked.vectors,
             query_positions=asked.positions,
             query_valid=asked.valid,
+            query_reach=asked.reach,
             earlier=None,
             whole_pass=False,
         )

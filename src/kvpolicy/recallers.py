@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from ._check import check_count, check_stage
@@ -49,4 +49,5 @@ class TopRecall(Recaller):
         """The best ``rows`` rows of each head; ties go to the later arrival."""
         xp = archive.xp
         quota = xp.full(archive.shape[:2], self.rows, dtype=xp.int64, device=archive.positions.device)
-        return step.ops.top_k(self.score.score(archive, step), quota, archive)
+        scores = self.score.score(archive, replace(step, held=step.archived))  # the archive is its table
+        return step.ops.top_k(scores, quota, archive)

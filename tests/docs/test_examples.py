@@ -53,3 +53,33 @@ def test_smollm2_perplexity(
     assert {name.split("`")[1] for name, _ in others} == catalogue(keep=0.5).keys() - {"full"}
     assert 1 < full[1] < 100, "a language model that was loaded right predicts English"
     assert all(perplexity > 1 for _, perplexity in others)
+
+
+def test_shared_prompt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("06_shared_prompt.py", monkeypatch=monkeypatch)
+    first, *answers, last = capsys.readouterr().out.splitlines()
+    shared, rows = (int(word) for word in first.split() if word.isdigit())
+    assert rows == round(0.5 * shared)
+    assert len(answers) == 3
+    for line in answers:
+        said, _, right = line.partition("(right: ")
+        assert said.rstrip().endswith(right.rstrip(")"))
+    assert last == f"the shared cache still holds {shared} tokens"
+
+
+def test_assisted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("07_assisted.py", monkeypatch=monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        one_by_one, guessing = (int(word) for word in line.split() if word.isdigit())
+        assert guessing < one_by_one
+        assert line.endswith(": the same tokens")
+
+
+def test_device_map(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("09_device_map.py", monkeypatch=monkeypatch)
+    _, answer, *devices = capsys.readouterr().out.splitlines()
+    assert answer.startswith("answer:")
+    assert devices
+    assert all(line.endswith(" rows kept by its plans") for line in devices)

@@ -138,7 +138,7 @@ class TestTensors:
         ("name", "change", "words"),
         [
             ("tokens", lambda data: data - 3, "tokens holds -3; a token id is at least 0"),
-            ("segments", lambda data: data * 7, r"segments holds other numbers than 0 \(text\) and 1 \(image\)"),
+            ("segments", lambda data: data * 7, r"segments holds other numbers than 0 \(text\) to 3 \(audio\)"),
             ("inv_freq", lambda data: data[:0], r"inv_freq has shape \[0\]"),
             ("inv_freq", lambda data: data.half(), "inv_freq is torch.float16"),
             ("inv_freq", lambda data: data.long(), "inv_freq is torch.int64"),

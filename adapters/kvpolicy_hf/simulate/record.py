@@ -15,7 +15,7 @@ from kvpolicy import CacheView, Column, Pipeline, Policy, PolicyError, Scores, S
 
 from .._transformers import PreTrainedModel
 from ..cache import PolicyCache
-from ..segments import IMAGE, TEXT, prompt_ids
+from ..segments import AUDIO, TEXT, prompt_ids
 from ..segments import segments as segments_of
 from .rotary import frequencies
 
@@ -95,8 +95,8 @@ class Record:
             raise RecordError(f"{self.prompt} of {self.length} tokens are the prompt: there is no decode step.")
         if bool((self.tokens < 0).any()):
             raise RecordError(f"tokens holds {int(self.tokens.min())}; a token id is at least 0.")
-        if not bool(((self.segments == TEXT) | (self.segments == IMAGE)).all()):
-            raise RecordError(f"segments holds other numbers than {TEXT} (text) and {IMAGE} (image).")
+        if not bool(((self.segments >= TEXT) & (self.segments <= AUDIO)).all()):
+            raise RecordError(f"segments holds other numbers than {TEXT} (text) to {AUDIO} (audio).")
         for layer in range(self.layers):
             self._check_layer(layer)
 
@@ -148,11 +148,12 @@ def record(
         generate: further arguments of `generate`; the default is greedy decoding.
 
     Raises:
-        RecordError: if there is more than one prompt, or padding, or the model stops before its first decode step.
+        RecordError: if there is more than one prompt, or padding, or the model stops before its first decode step; or
+            if its logits are capped, or its attention has sinks or is not causal, of which a record knows nothing.
     """
     if type(new_tokens) is not int or new_tokens < 1:
         raise RecordError(f"record(new_tokens={new_tokens!r}): new_tokens must be an integer >= 1.")
-    ids = prompt_ids(inputs)
+    ids = prompt_ids(inputs, model)
     watch = _Watch()
     cache = PolicyCache(model, Policy(decode=Pipeline(schedule=_Never(), score=watch)), inputs=inputs)
     # The first new token comes out of the prompt's own pass, and the last one is not fed back.
@@ -212,6 +213,11 @@ class _Watch:
             )
         if not bool(step.query_valid.all()):
             raise RecordError("a record holds no padding. Hint: tokenize the prompt alone, without padding.")
+        if not (step.softcap is step.sinks is step.query_reach is None):
+            raise RecordError(
+                "a record holds scales, and this model's attention has more to it: capped logits, sinks, or tokens "
+                "that see later ones. A replay would not be what the model does."
+            )
         if view.layer == len(self.scales):
             self.scales.append(float(step.scale))
             for kind in (self.queries, self.keys, self.values):

@@ -13,4 +13,5 @@ __all__ = ["quotas_ahead"]
 def quotas_ahead(allocator: Ahead, budget: Counts, layers: Sequence[Scored], step: Step) -> Sequence[HeadCounts]:
     """What `Ahead.ahead` says of each of these layers."""
     views = [layer.view for layer in layers]
-    return [allocator.ahead(budget, view.layer, view.num_layers, view.shape[1], step) for view in views]
+    parts = step.heads.parts
+    return [allocator.ahead(budget, view.layer, view.num_layers, parts * view.shape[1], step) for view in views]

@@ -49,13 +49,14 @@ def apportion(weights: Weights, total: Counts, caps: HeadCounts) -> HeadCounts:
 def per_layer(
     weights: Weights, budget: Counts, layers: Sequence[Scored], held: Sequence[HeadCounts]
 ) -> list[HeadCounts]:
-    """Quotas [B, H] of layers that share ``budget`` [B] rows a layer and head by ``weights`` [B, L], equal for heads.
+    """Quotas [B, parts * H] of layers that share ``budget`` [B] rows a layer and head by ``weights`` [B, L].
 
-    No layer gets more rows than it holds. A batch row that holds no more than the whole budget keeps everything.
+    The heads of a layer get the same; no layer gets more rows than it holds. A batch row that holds no more than the
+    whole budget keeps everything.
     """
     most = np.stack([rows.max(axis=1) for rows in held], axis=1)
     total = budget * len(layers)
     plenty = (most.sum(axis=1) <= total)[:, None]
     rows = apportion(np.where(plenty, 1.0, weights), total, np.where(plenty, np.maximum(most, total[:, None]), most))
     rows = np.where(plenty, budget[:, None], rows)
-    return [np.repeat(rows[:, n, None], layer.view.shape[1], axis=1) for n, layer in enumerate(layers)]
+    return [np.repeat(rows[:, n, None], heads.shape[1], axis=1) for n, heads in enumerate(held)]

@@ -9,6 +9,7 @@ from typing import final
 import numpy as np
 
 from .._check import check_share
+from .._heads import all_rows
 from .._protocols import Allocator
 from .._repr import constructor_repr
 from .._types import Counts, HeadCounts, Quota, Scored, Step
@@ -47,17 +48,14 @@ class AdaptiveHeads(Allocator):
 
     def _layer(self, budget: Counts, layer: Scored, step: Step) -> HeadCounts:
         view, xp = layer.view, layer.view.xp
-        batch, heads, rows = view.shape
-        together = replace(
-            view,
-            positions=xp.reshape(view.positions, (batch, 1, heads * rows)),
-            valid=xp.reshape(view.valid, (batch, 1, heads * rows)),
-        )
+        scores, valid, positions = all_rows(view, layer.scores, step)
+        batch, heads, rows = scores.shape
+        scores, valid, positions = (xp.reshape(data, (batch, 1, heads * rows)) for data in (scores, valid, positions))
         total = budget * heads
         best = step.ops.top_k(
-            xp.reshape(layer.scores, (batch, 1, heads * rows)),
+            scores,
             xp.asarray(total[:, None], device=view.positions.device),
-            together,
+            replace(view, positions=positions, valid=valid),
         )
         counts = xp.sum(xp.astype(xp.reshape(best, (batch, heads, rows)), xp.int64), axis=-1)
         held = step.held[view.layer]

@@ -55,11 +55,8 @@ class BySparsity(Allocator):
     def _density(self, layer: Scored, step: Step) -> Counts:
         view, xp = layer.view, layer.view.xp
         strong, asked = (
-            xp.sum(
-                xp.astype(view.column(name, needed_by="BySparsity"), xp.float64) * xp.astype(view.valid, xp.float64),
-                axis=(1, 2),
-            )
-            for name in self.needs
+            xp.sum(step.heads.all(xp.sum(xp.where(view.valid, data, xp.zeros_like(data)), axis=2)), axis=1)
+            for data in (xp.astype(view.column(name, needed_by="BySparsity"), xp.float64) for name in self.needs)
         )
         density: Counts = step.ops.host(strong / xp.where(asked > 0, asked, xp.ones_like(asked)))
         return density

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 
+from .._heads import all_rows
 from .._protocols import Allocator
 from .._repr import constructor_repr
 from .._tokens import numbered
-from .._types import IMAGE, Array, Counts, Quota, Scored, Step
+from .._types import TEXT, Array, Counts, Quota, Scored, Step
 from ._apportion import per_layer
 from ._statistics import moments, usable
 
@@ -47,7 +48,7 @@ class ByStrengthAndSkew(Allocator):
 
     def _measure(self, layer: Scored, step: Step) -> tuple[Any, Any]:
         xp = layer.view.xp
-        scores, there = _by_token(layer, *usable(layer, _image_rows(layer)), step)
+        scores, there = _by_token(layer, *usable(layer, _image_rows(layer, step)), step)
         tokens = xp.sum(there, axis=-1)
         _, variance, third = moments(scores, there, xp)
         mean = xp.sum(xp.abs(scores), axis=-1) / xp.where(tokens > 0, tokens, xp.ones_like(tokens))
@@ -59,21 +60,22 @@ class ByStrengthAndSkew(Allocator):
 
 def _by_token(layer: Scored, scores: Array, counts: Array, step: Step) -> tuple[Array, Array]:
     """The mean over the heads that hold a token, whatever slots they hold it in, [B, N]; and 1.0 where there is one."""
-    view, xp = layer.view, layer.view.xp
-    batch, heads, rows = view.shape
-    places, scores, counts = (xp.reshape(data, (batch, 1, heads * rows)) for data in (view.positions, scores, counts))
-    places = xp.where(counts > 0, places, xp.full_like(places, -1))
+    xp = layer.view.xp
+    scores, valid, places = all_rows(replace(layer.view, valid=counts > 0), scores, step)
+    batch, heads, rows = scores.shape
+    scores, valid, places = (xp.reshape(data, (batch, 1, heads * rows)) for data in (scores, valid, places))
+    counts, places = xp.astype(valid, scores.dtype), xp.where(valid, places, xp.full_like(places, -1))
     token = numbered(xp, places)
     total, held = (step.ops.segment_sum(data[..., None], token[..., None])[:, 0] for data in (scores, counts))
     return total / xp.where(held > 0, held, xp.ones_like(held)), xp.astype(held > 0, total.dtype)
 
 
-def _image_rows(layer: Scored) -> Array:
+def _image_rows(layer: Scored, step: Step) -> Array:
     view, xp = layer.view, layer.view.xp
     if "segment" not in view.columns:
         return view.valid
-    image = (view.columns["segment"].data == IMAGE) & view.valid
-    return image | ~xp.any(image, axis=(1, 2), keepdims=True)
+    image = (view.columns["segment"].data != TEXT) & view.valid
+    return image | ~xp.any(step.heads.all(xp.any(image, axis=2, keepdims=True)), axis=1, keepdims=True)
 
 
 def _shares(values: Any) -> Any:

@@ -73,6 +73,7 @@ class ByVariance(Allocator):
     def _spread(self, layer: Scored, step: Step) -> Counts:
         xp = layer.view.xp
         _, variance, _ = moments(*usable(layer), xp)
+        variance = step.heads.all(variance)
         low, high = (reduce(variance, axis=1, keepdims=True) for reduce in (xp.min, xp.max))
         apart = high - low > 1e-9 * high  # heads that differ by rounding are equal
         spread = (variance - low) / xp.where(apart, high - low, xp.ones_like(high))

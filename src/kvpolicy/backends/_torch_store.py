@@ -9,9 +9,10 @@ they are.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -189,6 +190,15 @@ class TorchStore(Store):
             )
             self._held = self._held[chosen]
             self._registers = {name: data.index_select(0, index) for name, data in self._registers.items()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchStore:
+        """The same rows in a storage of their own, which can be written to like this one."""
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        with _normal_tensors():
+            for name, value in vars(self).items():
+                setattr(copied, name, copy.deepcopy(value, memo))
+        return copied
 
     def clear(self) -> None:
         """Release the storage."""

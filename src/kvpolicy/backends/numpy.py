@@ -6,6 +6,7 @@ proves nothing; and it refuses (`PlanError`) what a faster backend may carry out
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -120,6 +121,10 @@ class NumpyStore(Store):
             columns={name: replace(column, data=column.data[chosen]) for name, column in table.columns.items()},
             registers={name: np.asarray(data)[chosen] for name, data in table.registers.items()},
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NumpyStore:
+        """Tables are values that are replaced and never written to: they can be shared."""
+        return copy.copy(self)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -318,7 +323,8 @@ def _by_arrival(view: CacheView, b: int, h: int, rows: list[int]) -> list[int]:
 
 
 def _sees(view: CacheView, step: Step, b: int, h: int, i: int, n: int) -> bool:
-    return bool(view.valid[b, h, n] and view.positions[b, h, n] <= step.query_positions[b, i])
+    last = step.query_positions if step.query_reach is None else step.query_reach
+    return bool(view.valid[b, h, n] and view.positions[b, h, n] <= last[b, i])
 
 
 def _attention(view: CacheView, step: Step, b: int, hq: int, i: int) -> _Array:
@@ -330,11 +336,14 @@ def _attention(view: CacheView, step: Step, b: int, hq: int, i: int) -> _Array:
     for n in _valid_rows(view, b, h):
         if _sees(view, step, b, h, i, n):
             logits[n] = step.scale * float(query @ np.asarray(view.keys[b, h, n], dtype=np.float64))
+            if step.softcap is not None:
+                logits[n] = step.softcap * math.tanh(logits[n] / step.softcap)
             if step.count_bias:
                 logits[n] += math.log(view.column("count", needed_by="attention_mass")[b, h, n])
     if logits:
-        top = max(logits.values())
-        total = sum(math.exp(logit - top) for logit in logits.values())
+        rivals = [] if step.sinks is None else [float(step.sinks[hq])]  # they take their share and pay no row
+        top = max([*logits.values(), *rivals])
+        total = sum(math.exp(logit - top) for logit in [*logits.values(), *rivals])
         for n, logit in logits.items():
             paid[n] = math.exp(logit - top) / total
     return paid

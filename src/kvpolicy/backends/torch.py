@@ -65,13 +65,14 @@ class TorchBackend(Backend):
         can see; other queries, and a single one, may see rows anywhere.
         """
         batch, heads, rows = view.shape
-        queries, places, counted = step.queries, step.query_positions, step.query_valid
+        queries, sees, counted = step.queries, step.asked.sees, step.query_valid
         total = queries.shape[2]
-        in_order = step.whole_pass and total > 1
+        in_order = step.whole_pass and total > 1 and step.query_reach is None
         dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
         keys = view.keys.to(dtype).transpose(-1, -2)
         queries = queries.reshape(batch, heads, queries.shape[1] // heads, total, queries.shape[-1])
         bias = _log_count(view, dtype) if step.count_bias else None
+        sinks = None if step.sinks is None else step.sinks.to(dtype).reshape(1, heads, -1, 1, 1)
         mass = torch.zeros(batch, heads, queries.shape[2], rows, dtype=dtype, device=queries.device)
         chunk = max(1, self.chunk_elements // max(1, batch * heads * queries.shape[2] * rows))
         for start in range(0, total, chunk):
@@ -80,11 +81,15 @@ class TorchBackend(Backend):
             asked = queries[..., start:stop, :].to(dtype) * step.scale
             # Query heads that share keys are laid side by side: broadcasting the keys over them would copy the keys.
             logits = (asked.flatten(2, 3) @ keys[..., :seen]).unflatten(2, asked.shape[2:4])
+            if step.softcap is not None:
+                logits.div_(step.softcap).tanh_().mul_(step.softcap)
             if bias is not None:
                 logits += bias[:, :, None, None, :seen]
-            hidden = _hidden(view, places[:, start:stop], seen).unsqueeze(2)
+            hidden = _hidden(view, sees[:, start:stop], seen).unsqueeze(2)
             logits.masked_fill_(hidden, -torch.inf)
             shares = torch.softmax(logits, dim=-1)
+            if sinks is not None:  # the rows keep exp(lse) / (exp(lse) + exp(sink)) of the whole
+                shares *= torch.sigmoid(logits.logsumexp(-1, keepdim=True) - sinks)
             if above is not None:
                 shares = (shares >= above * shares.amax(-1, keepdim=True)).to(dtype).masked_fill_(hidden, 0.0)
             # A query that sees nothing has NaN shares; it counts for nothing, like one on a padding token.
@@ -229,9 +234,9 @@ class _Folding:
         return replace(survivors, data=out[..., :-1])
 
 
-def _hidden(view: CacheView, query_positions: Tensor, seen: int) -> Tensor:
-    """bool [B, H, Q, seen]: rows that a query does not see."""
-    later = view.positions[..., None, :seen] > query_positions[:, None, :, None]
+def _hidden(view: CacheView, sees: Tensor, seen: int) -> Tensor:
+    """bool [B, H, Q, seen]: rows that a query, which sees up to this arrival index, does not see."""
+    later = view.positions[..., None, :seen] > sees[:, None, :, None]
     hidden: Tensor = later | ~view.valid[..., None, :seen]
     return hidden
 

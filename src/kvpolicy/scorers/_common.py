@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
 
+from .._heads import all_rows, own_rows
 from .._protocols import Backend
 from .._tokens import numbered
 from .._types import Array, CacheView, Scores, Step
@@ -17,12 +18,14 @@ def over_heads(view: CacheView, scores: Scores, heads: Heads, step: Step) -> Sco
     """Scores [B, H, S] as they are, or for every token their mean over the heads of the layer that hold it."""
     if heads == "each":
         return scores
-    xp, shape = view.xp, view.shape
+    xp = view.xp
+    scores, valid, positions = all_rows(view, scores, step)
+    shape = tuple(scores.shape)
     mean = xp.broadcast_to(xp.mean(scores, axis=1, keepdims=True), shape)
-    alike = xp.all((view.positions == view.positions[:, :1]) & (view.valid == view.valid[:, :1]))
+    alike = xp.all((positions == positions[:, :1]) & (valid == valid[:, :1]))
     flat = (shape[0], 1, shape[1] * shape[2])
-    apart = mean_by_token(xp, step.ops, *(xp.reshape(data, flat) for data in (scores, view.valid, view.positions)))
-    return xp.where(alike, mean, xp.astype(xp.reshape(apart, shape), mean.dtype))
+    apart = mean_by_token(xp, step.ops, *(xp.reshape(data, flat) for data in (scores, valid, positions)))
+    return own_rows(view, xp.where(alike, mean, xp.astype(xp.reshape(apart, shape), mean.dtype)), step)
 
 
 def mean_by_token(xp: Any, ops: Backend, scores: Array, valid: Array, positions: Array) -> Array:
@@ -70,8 +73,8 @@ def unit(xp: Any, vectors: Array) -> Array:
 
 
 def asked(view: CacheView, step: Step, counted: Array) -> Array:
-    """How many of the counted queries (bool [B, Q]) stand at or after each valid row, int64 [B, H, S]."""
-    xp, places = view.xp, step.query_positions
+    """How many of the counted queries (bool [B, Q]) see each valid row, int64 [B, H, S]."""
+    xp, places = view.xp, step.asked.sees
     number = xp.astype(counted, xp.int64)[:, None, :]
     if places.shape[1] == 1:
         sees = view.valid & (view.positions <= places[:, None, :])

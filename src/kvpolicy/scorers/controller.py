@@ -159,7 +159,7 @@ class GRUController(ImportanceScorer, Observer):
             keys = xp.take_along_axis(view.keys, slot[..., None], axis=2)
         else:  # those of several end the table, in order
             keys = view.keys[:, :, view.shape[2] - count :]
-        read = _features(xp, keys)
+        read = _features(xp, keys, step)
         known = [view.columns[name].data if name in view.columns else None for name in self.columns]
         codes = self._read(xp, read, step.query_valid, self._state(view, step, known, like=read))
         columns = {}
@@ -177,7 +177,7 @@ class GRUController(ImportanceScorer, Observer):
     def score(self, view: CacheView, step: Step, /) -> Scores:
         """By the codes, the positions and the latest query alone: the table may be an archive."""
         xp, asked = view.xp, step.latest(1)
-        query = _features(xp, asked.queries)[:, -1]
+        query = _features(xp, asked.queries, step)[:, -1]
         weights = _placed(self, xp, query.dtype, query.device)
         wanted = xp.matmul(query, weights["ask"]) + weights["ask_bias"]
         codes = xp.stack([view.column(name, needed_by="GRUController") for name in self.columns], axis=-1)
@@ -189,16 +189,16 @@ class GRUController(ImportanceScorer, Observer):
 
     def _state(self, view: CacheView, step: Step, known: list[Array | None], like: Array) -> Array:
         """The code of the newest row that was there before this pass, [B, r]; zeros where no token came before."""
-        xp, batch = view.xp, view.shape[0]
+        xp = view.xp
         earlier = view.valid & (view.positions < step.query_positions[:, None, :1])
-        places = xp.reshape(xp.where(earlier, view.positions, xp.full_like(view.positions, -1)), (batch, -1))
-        newest = xp.argmax(places, axis=-1)[:, None]  # with padding alone, a piece of that: its code is zero
-        nothing = xp.zeros((batch, 1), dtype=like.dtype, device=like.device)
-        parts = [
-            nothing if data is None else xp.take_along_axis(xp.reshape(data, (batch, -1)), newest, axis=-1)
-            for data in known
-        ]
-        return xp.concat(parts, axis=-1)
+        places = xp.where(earlier, view.positions, xp.full_like(view.positions, -1))
+        newest = xp.argmax(places, axis=-1)[..., None]  # with padding alone, a piece of that: its code is zero
+        nothing = xp.zeros(newest.shape, dtype=like.dtype, device=like.device)
+        parts = [nothing if data is None else xp.take_along_axis(data, newest, axis=-1) for data in known]
+        codes = step.heads.all(xp.concat(parts, axis=-1))
+        head = xp.argmax(step.heads.all(xp.take_along_axis(places, newest, axis=-1)), axis=1)[:, None]
+        head = xp.broadcast_to(head, (head.shape[0], 1, codes.shape[-1]))
+        return xp.take_along_axis(codes, head, axis=1)[:, 0]
 
     def _read(self, xp: Any, read: Array, valid: Array, state: Array) -> Array:
         """The codes [B, Q, r] of tokens with features [B, Q, D], from the state before them."""
@@ -230,9 +230,10 @@ def _shapes(dim: int, size: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _features(xp: Any, vectors: Array) -> Array:
-    """Mean over heads of [B, H, Q, D], at a root mean square of 1: [B, Q, D] in float32 or wider."""
-    return unit(xp, xp.mean(wide(xp, vectors), axis=1)) * vectors.shape[-1] ** 0.5
+def _features(xp: Any, vectors: Array, step: Step) -> Array:
+    """Mean over all heads of [B, H, Q, D], at a root mean square of 1: [B, Q, D] in float32 or wider."""
+    mean = xp.mean(step.heads.all(xp.mean(wide(xp, vectors), axis=1, keepdims=True)), axis=1)
+    return unit(xp, mean) * vectors.shape[-1] ** 0.5
 
 
 @lru_cache(maxsize=16)

@@ -8,7 +8,7 @@ from typing import final
 from .._check import check_choice, check_count, check_share
 from .._protocols import ImportanceScorer
 from .._repr import constructor_repr
-from .._types import IMAGE, Array, CacheView, Scores, Step
+from .._types import TEXT, Array, CacheView, Scores, Step
 from ._common import Heads, at, over_heads
 
 __all__ = ["EliteMass"]
@@ -55,11 +55,11 @@ class EliteMass(ImportanceScorer):
         """Which queries of the window count, bool [B, Q]."""
         xp, places, valid = view.xp, latest.query_positions, latest.query_valid
         paid = latest.ops.attention_mass(view, latest.latest(1))
-        matters = xp.mean(at(view, paid, places), axis=1)
+        matters = xp.mean(latest.heads.all(at(view, paid, places)), axis=1)
         text = valid
         if "segment" in view.columns:
-            image = view.columns["segment"].data == IMAGE
-            text = text & ~xp.any(at(view, image, places), axis=1)
+            image = view.columns["segment"].data != TEXT
+            text = text & ~xp.any(latest.heads.all(at(view, image, places)), axis=1)
         most = xp.max(xp.where(text, matters, xp.zeros_like(matters)), axis=-1, keepdims=True)
         last = xp.max(xp.where(valid, places, xp.full_like(places, -1)), axis=-1, keepdims=True)
         return (text & (matters >= self.threshold * most)) | (valid & (places == last))

@@ -60,7 +60,9 @@ class ExpectedAttention(ImportanceScorer):
 
         Raises:
             CacheError: if the step brings no rotary embedding.
+            UnsupportedModelError: if the model caps its logits.
         """
+        step.require_uncapped("ExpectedAttention")
         if step.rotate is None:
             raise CacheError(
                 "ExpectedAttention turns queries to future positions, which needs the model's rotary embedding; this "
@@ -83,7 +85,8 @@ class ExpectedAttention(ImportanceScorer):
         if step.count_bias:
             count = xp.astype(view.columns["count"].data, logits.dtype)
             logits = logits + xp.log(xp.where(view.valid, count, xp.ones_like(count)))[:, :, None, :]
-        share = xp.mean(_softmax(xp, logits, view.valid[:, :, None, :]), axis=2)
+        sinks = None if step.sinks is None else xp.reshape(xp.astype(step.sinks, logits.dtype), (1, heads, -1, 1))
+        share = xp.mean(_softmax(xp, logits, view.valid[:, :, None, :], sinks), axis=2)
         return (share + self.epsilon) * lengths(xp, wide(xp, view.values))[..., 0]
 
     def _queries(self, xp: Any, step: Step, rotate: Rotate) -> tuple[Array, Array]:
@@ -129,11 +132,13 @@ def _sum_ahead(xp: Any, rotate: Rotate, vectors: Array, count: int) -> Array:
     return total
 
 
-def _softmax(xp: Any, logits: Array, valid: Array) -> Array:
-    """Over the valid places of the last axis; zeros elsewhere, also where none is valid."""
+def _softmax(xp: Any, logits: Array, valid: Array, sinks: Array | None) -> Array:
+    """Over the valid places of the last axis and its sink; zeros elsewhere, also where none is valid."""
     lowest = xp.full_like(logits, float("-inf"))
     known = xp.where(valid, logits, lowest)
+    if sinks is not None:
+        known = xp.concat([known, xp.broadcast_to(sinks, (*known.shape[:-1], 1))], axis=-1)
     top = xp.max(known, axis=-1, keepdims=True)
     power = xp.exp(known - xp.where(xp.isfinite(top), top, xp.zeros_like(top)))
     total = xp.sum(power, axis=-1, keepdims=True)
-    return power / xp.where(total > 0, total, xp.ones_like(total))
+    return power[..., : logits.shape[-1]] / xp.where(total > 0, total, xp.ones_like(total))

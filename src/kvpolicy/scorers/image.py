@@ -10,7 +10,7 @@ from .._check import check_choice, check_share
 from .._columns import strong_at
 from .._protocols import ImportanceScorer, Observer
 from .._repr import constructor_repr
-from .._types import IMAGE, Array, CacheView, Column, Scores, Step
+from .._types import TEXT, Array, CacheView, Column, Scores, Step
 from ._common import Heads, asked, over_heads
 
 __all__ = ["PostImageMass"]
@@ -57,7 +57,8 @@ class PostImageMass(ImportanceScorer, Observer):
         """
         xp = view.xp
         hint = "pass inputs= to PolicyCache, or segments=."
-        image = view.valid & (view.column("segment", needed_by="PostImageMass", hint=hint) == IMAGE)
+        image = view.valid & (view.column("segment", needed_by="PostImageMass", hint=hint) != TEXT)
+        # Of the heads here: image rows of this pass are in all heads, and earlier ones lie before all of its queries.
         last = xp.max(xp.where(image, view.positions, xp.full_like(view.positions, -1)), axis=(1, 2))
         counted = step.query_valid & (step.query_positions > last[:, None])
         weights = xp.astype(counted, xp.float32)

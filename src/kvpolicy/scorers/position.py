@@ -58,7 +58,7 @@ class FixedPoint(ImportanceScorer):
     def score(self, view: CacheView, step: Step, /) -> Scores:
         """+inf for the frozen rows, the tokens that arrived before for the others."""
         xp = view.xp
-        point = np.maximum(step.prompt_kept - self.distance, self.first)
+        point = np.maximum(step.heads.own(step.prompt_kept) - self.distance, self.first)
         point = xp.asarray(point, dtype=xp.int64, device=view.positions.device)
         frozen = step.ops.arrival_rank(view) < point[..., None]
         order = arrival(view, step)

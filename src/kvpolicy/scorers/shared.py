@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import final
 
+from array_api_compat import device, to_device
+
 from .._check import check_stage
 from .._protocols import CrossLayer, ImportanceScorer, Observer
 from .._repr import constructor_repr
@@ -67,13 +69,16 @@ class Shared(ImportanceScorer, Observer, CrossLayer):
         own = [scored.scores for scored in layers]
         if isinstance(self.scorer, CrossLayer):
             own = list(self.scorer.across(layers, step))
-        xp = layers[0].view.xp
+        xp, here = layers[0].view.xp, device(layers[0].view.positions)  # layers may be on several devices
         valid, places, scores = (
-            xp.concat(parts, axis=-1)
+            xp.concat([to_device(part, here) for part in parts], axis=-1)
             for parts in ([x.view.valid for x in layers], [x.view.positions for x in layers], own)
         )
         mean = mean_by_token(xp, step.ops, wide(xp, scores), valid, places)
         edges = [0]
         for scored in layers:
             edges.append(edges[-1] + scored.view.shape[2])
-        return [mean[..., start:stop] for start, stop in pairwise(edges)]
+        return [
+            to_device(mean[..., start:stop], device(scored.view.positions))
+            for scored, (start, stop) in zip(layers, pairwise(edges), strict=True)
+        ]

@@ -8,7 +8,7 @@ from typing import final
 from .._check import check_choice, check_count, check_share
 from .._protocols import Selector
 from .._repr import constructor_repr
-from .._types import IMAGE, TEXT, Array, CacheView, KeepMask, Quota, Scored, Selection, Step
+from .._types import TEXT, Array, CacheView, KeepMask, Quota, Scored, Selection, Step
 
 __all__ = ["TopK"]
 
@@ -62,7 +62,7 @@ class TopK(Selector):
         protected = (rank < self.first) | (rank >= (held - last)[..., None])
         registers: dict[str, Array] = {}
         if self.text:
-            text, registers["image"] = self._text(view)
+            text, registers["image"] = self._text(view, step)
             always = (text | (rank < self.first) | (rank >= (held - self.last)[..., None])) & view.valid
             room = xp.maximum(quota - xp.sum(xp.astype(always, xp.int64), axis=-1), xp.zeros_like(quota))
             late = replace(view, valid=view.valid & protected & ~always)
@@ -73,11 +73,12 @@ class TopK(Selector):
         best = step.ops.top_k(scored.scores, xp.maximum(left, xp.zeros_like(left)), others)
         return Selection(protected | best, registers=registers)
 
-    def _text(self, view: CacheView) -> tuple[KeepMask, Array]:
+    def _text(self, view: CacheView, step: Step) -> tuple[KeepMask, Array]:
         """Text rows of batch rows that hold an image, or did, bool [B, H, S]; and which did, [B, H]."""
         xp, hint = view.xp, "pass inputs= to PolicyCache, or segments=."
         segment = view.column("segment", needed_by="TopK(text=True)", hint=hint)
-        image = xp.any(view.valid & (segment == IMAGE), axis=(1, 2), keepdims=True)
+        image = xp.any(view.valid & (segment != TEXT), axis=2, keepdims=True)
+        image = xp.any(step.heads.all(image), axis=1, keepdims=True)
         if "image" in view.registers:
             image = image | (view.registers["image"] == 1)[..., None]
         ever = xp.broadcast_to(image[..., 0], view.shape[:2])

@@ -95,6 +95,7 @@ class Scene:
         phase: which pipeline is running.
         dtype: of keys, values and queries.
         scale: softmax scale.
+        sinks: [L, Hq], logits that belong to no row, for a backend that is asked for them.
     """
 
     layers: tuple[SceneLayer, ...]
@@ -106,6 +107,7 @@ class Scene:
     phase: Phase
     dtype: str
     scale: float
+    sinks: Arr
 
     @property
     def tokens(self) -> int:
@@ -194,6 +196,7 @@ class Scene:
             self,
             layers=tuple(layer.index(np.s_[:, chosen]) for layer in self.layers),
             queries=self.queries[:, :, asked],
+            sinks=self.sinks[:, asked],
         )
 
     def reslotted(self, seed: int) -> Scene:

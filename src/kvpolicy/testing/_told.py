@@ -137,6 +137,7 @@ class Told:
             row_bytes=sum(widths) * ITEMSIZE[self.dtype] * layer.prompt_kept.size * self.layers,
             count_bias=self.policy.count_bias,
             held=tuple(other.table.held for other in layers),
+            archived=tuple(other.archive.held for other in layers),
             prompt_quota=tuple(other.prompt_quota for other in layers),
             earlier=self._earlier(layer),
             rotate=self.rotate,

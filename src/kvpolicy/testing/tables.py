@@ -130,6 +130,7 @@ class Table:
             phase=Phase(self.phase),
             dtype=self.dtype,
             scale=self.dim**-0.5,
+            sinks=np.random.default_rng([self.seed, 5]).standard_normal((self.layers, self.heads * self.groups)),
         )
 
     def _layer(self, rng: np.random.Generator) -> SceneLayer:

@@ -32,15 +32,26 @@ class Dense(TorchBackend):
     ) -> Tensor:
         (batch, heads, _), dtype = view.shape, self.wide(step)
         asked = step.queries.to(dtype).reshape(batch, heads, -1, *step.queries.shape[2:])
-        logits = self.scale(step) * (asked @ view.keys.to(dtype)[:, :, None].mT)
+        logits = self.capped(self.scale(step) * (asked @ view.keys.to(dtype)[:, :, None].mT), step)
         if step.count_bias:
             logits = logits + view.columns["count"].data.to(dtype).clamp(min=1e-30).log()[:, :, None, None]
         hidden = self.hidden(view, step)[:, :, None]
-        shares = self.shares(logits.masked_fill(hidden, -torch.inf), hidden)
+        logits = logits.masked_fill(hidden, -torch.inf)
+        shares = self.shares(logits, hidden) * self.taken(logits, step)
         if above is not None:
             shares = (shares >= above * shares.amax(-1, keepdim=True)).to(dtype).masked_fill(hidden, 0.0)
         counted = self.counted(step).to(dtype) * (1 if weights is None else weights.to(dtype))
         return self.grouped((shares * counted[:, None, None, :, None]).sum(-2), group)
+
+    def capped(self, logits: Tensor, step: Step) -> Tensor:
+        return logits if step.softcap is None else step.softcap * torch.tanh(logits / step.softcap)
+
+    def taken(self, logits: Tensor, step: Step) -> Tensor | float:
+        """The share that sinks leave to the rows."""
+        if step.sinks is None:
+            return 1.0
+        sinks = step.sinks.to(logits.dtype).reshape(1, logits.shape[1], -1, 1, 1)
+        return torch.sigmoid(logits.logsumexp(-1, keepdim=True) - sinks)
 
     def wide(self, step: Step) -> torch.dtype:
         return torch.float64 if step.queries.dtype == torch.float64 else torch.float32
@@ -49,7 +60,7 @@ class Dense(TorchBackend):
         return step.scale
 
     def hidden(self, view: CacheView, step: Step) -> Tensor:
-        return (view.positions[:, :, None] > step.query_positions[:, None, :, None]) | ~view.valid[:, :, None]
+        return (view.positions[:, :, None] > step.asked.sees[:, None, :, None]) | ~view.valid[:, :, None]
 
     def shares(self, logits: Tensor, hidden: Tensor) -> Tensor:
         return torch.softmax(logits, dim=-1).masked_fill(hidden, 0.0)
@@ -82,21 +93,21 @@ class NotItself(Dense):
     """``>=`` for ``>``: no token sees itself."""
 
     def hidden(self, view: CacheView, step: Step) -> Tensor:
-        return (view.positions[:, :, None] >= step.query_positions[:, None, :, None]) | ~view.valid[:, :, None]
+        return (view.positions[:, :, None] >= step.asked.sees[:, None, :, None]) | ~view.valid[:, :, None]
 
 
 class SeesTheNext(Dense):
     """Every token sees the one after it too."""
 
     def hidden(self, view: CacheView, step: Step) -> Tensor:
-        return (view.positions[:, :, None] > step.query_positions[:, None, :, None] + 1) | ~view.valid[:, :, None]
+        return (view.positions[:, :, None] > step.asked.sees[:, None, :, None] + 1) | ~view.valid[:, :, None]
 
 
 class SeesPadding(Dense):
     """Padding is attended to."""
 
     def hidden(self, view: CacheView, step: Step) -> Tensor:
-        return view.positions[:, :, None] > step.query_positions[:, None, :, None]
+        return view.positions[:, :, None] > step.asked.sees[:, None, :, None]
 
 
 class CausalBySlot(Dense):
@@ -105,6 +116,27 @@ class CausalBySlot(Dense):
     def hidden(self, view: CacheView, step: Step) -> Tensor:
         behind = torch.arange(view.shape[2]) - (view.shape[2] - step.queries.shape[2])
         return (behind > torch.arange(step.queries.shape[2])[:, None]) | ~view.valid[:, :, None]
+
+
+class CapIgnored(Dense):
+    """Logits are those of the products, whatever the model caps them at."""
+
+    def capped(self, logits: Tensor, step: Step) -> Tensor:
+        return logits
+
+
+class SinksIgnored(Dense):
+    """Every softmax is over rows alone."""
+
+    def taken(self, logits: Tensor, step: Step) -> Tensor | float:
+        return 1.0
+
+
+class ReachIgnored(Dense):
+    """No token sees later ones, also where the model lets it."""
+
+    def attention_mass(self, view: CacheView, step: Step, /, **options: Any) -> Tensor:
+        return super().attention_mass(view, replace(step, query_reach=None), **options)
 
 
 class NoScale(Dense):
@@ -339,6 +371,9 @@ MUTANTS = (
     Mutant("sees-the-next", SeesTheNext, law="agrees_with_numpy"),
     Mutant("sees-padding", SeesPadding, law="padding_invariant"),
     Mutant("causal-by-slot", CausalBySlot, law="slot_equivariant"),
+    Mutant("cap-ignored", CapIgnored, law="agrees_with_numpy"),
+    Mutant("sinks-ignored", SinksIgnored, law="agrees_with_numpy"),
+    Mutant("reach-ignored", ReachIgnored, law="agrees_with_numpy"),
     Mutant("scale-ignored", NoScale, law="agrees_with_numpy"),
     Mutant("silent-queries-pay-nan", NotSilent, law="finite"),
     Mutant("padding-asks", PaddingAsks, law="padding_invariant"),

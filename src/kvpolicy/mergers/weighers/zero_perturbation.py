@@ -44,7 +44,12 @@ class ZeroPerturbation(Weigher):
         check_number("ZeroPerturbation", "limit", self.limit, least=1)
 
     def weigh(self, scored: Scored, selection: Selection, assignment: Assignment, step: Step, /) -> Weights:
-        """Shares of the attention paid, and the scale of each merged key."""
+        """Shares of the attention paid, and the scale of each merged key.
+
+        Raises:
+            UnsupportedModelError: if the model caps its logits.
+        """
+        step.require_uncapped("ZeroPerturbation")
         view, xp, into = scored.view, scored.view.xp, assignment.into
         count, share = shared_count(view, into, "ZeroPerturbation")
         merged = folded(view, into, step) > 0

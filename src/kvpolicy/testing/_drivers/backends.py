@@ -31,6 +31,8 @@ def verbs(component: Any, scene: Scene, ops: Backend, device: str | None) -> Out
         near = component.nearest_position(view, keep)
         plan = _plan(view, keep, into, near)
         lately, often = _few_queries(step, component, device)
+        sinks = component.from_host(scene.sinks[number], device=device)
+        shaped = replace(step, softcap=1.5, sinks=sinks, query_reach=step.query_positions + 1)
 
         def where(index: Any, token: Arr = token) -> Arr:
             """The token of a row, in place of its slot."""
@@ -42,6 +44,7 @@ def verbs(component: Any, scene: Scene, ops: Backend, device: str | None) -> Out
             "attention_mass(group='max')": host(component.attention_mass(view, step, group="max")),
             "attention_mass(above=0.3)": host(component.attention_mass(view, step, above=0.3)),
             "attention_mass(weights)": host(component.attention_mass(view, lately, weights=often)),
+            "attention_mass(softcap, sinks, reach)": host(component.attention_mass(view, shaped)),
             "most_similar": where(into),
             "similarity": host(similarity),
             "top_k": host(component.top_k(entry.scores, layer.quota, view)).astype(np.int64),
