@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kvpolicy import UNDIVIDED, Heads, Policy, UnsupportedModelError
+from kvpolicy import Heads, Policy, UnsupportedModelError
 
 from ._transformers import PreTrainedModel, heads_group
 from .stages import saying
@@ -16,7 +16,7 @@ from .stages import saying
 __all__ = ["SharedHeads", "heads_for"]
 
 
-def heads_for(policy: Policy, model: PreTrainedModel) -> Heads:
+def heads_for(policy: Policy, model: PreTrainedModel) -> Heads | None:
     """What `Session` takes as ``heads``: how the ranks of the model's group share its key/value heads.
 
     Raises:
@@ -25,7 +25,7 @@ def heads_for(policy: Policy, model: PreTrainedModel) -> Heads:
     """
     group = heads_group(model)
     if group is None:
-        return UNDIVIDED
+        return None
     if needed := saying(policy, "needs_all_heads"):
         raise UnsupportedModelError(
             f"{needed[0]} may combine the heads of a layer, and under tensor parallelism this rank holds but 1 of "

@@ -13,7 +13,7 @@ from ._errors import (
     PolicyError,
     UnsupportedModelError,
 )
-from ._heads import UNDIVIDED, Heads
+from ._heads import Heads
 from ._policy import Pipeline, Policy
 from ._protocols import (
     Ahead,
@@ -150,7 +150,6 @@ __all__ = [
     "IMAGE",
     "RECIPES",
     "TEXT",
-    "UNDIVIDED",
     "VIDEO",
     "AdaptiveHeads",
     "Ahead",

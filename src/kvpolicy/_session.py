@@ -81,7 +81,7 @@ class Session:
         listen: called with every plan before it is carried out.
         rotate: turns rotary vectors by a number of positions, see `Step.rotate`.
         heads: how processes share the heads of every layer; each of them runs a session of its own, in step with the
-            others. By default one process holds them all.
+            others. None: one process holds them all.
 
     Raises:
         CacheError: if the policy re-indexes positions and there is no ``rotate``.
@@ -97,14 +97,15 @@ class Session:
         check: bool = True,
         listen: Listener | None = None,
         rotate: Rotate | None = None,
-        heads: Heads = UNDIVIDED,
+        heads: Heads | None = None,
     ) -> None:
         if policy.positions == "slots" and rotate is None:
             raise CacheError(
                 "Policy(positions='slots') turns keys to their slot, which needs the model's rotary embedding; this "
                 "session has none. Hint: use a model with plain rotary positions, or positions='original'."
             )
-        self.policy, self.ops, self.heads = policy, ops, heads
+        self.policy, self.ops = policy, ops
+        self.heads = UNDIVIDED if heads is None else heads
         self._prompt_length, self._rotate = prompt_length, rotate
         self._turn = rotate if policy.positions == "slots" else None
         self._tried: dict[int, _Tried] = {}

@@ -36,7 +36,7 @@ def launched(launch: tuple[str, ...], example: str, *options: str) -> list[str]:
     """What it prints on two."""
     done = subprocess.run(
         [sys.executable, *launch, str(EXAMPLES / example), *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},  # two processes of the CPU
         capture_output=True,
         text=True,
         timeout=240,

@@ -34,10 +34,8 @@ def ranks(folder: Path) -> Found:
     new_model().save_pretrained(folder / "model")
     new_model(kv_heads=3).save_pretrained(folder / "odd")
     command = [sys.executable, str(HERE / "ranks.py"), str(folder)]
-    started = [
-        subprocess.Popen([*command, str(rank)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # two processes of the CPU
+    started = [subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE) for rank in range(2)]
     for process in started:
         errors = process.communicate(timeout=240)[1]
         assert process.returncode == 0, errors.decode()

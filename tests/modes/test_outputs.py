@@ -60,7 +60,7 @@ def streaming(plain: Plain, cache: PolicyCache) -> list[int]:
 
 
 def text_generation(plain: Plain, cache: PolicyCache) -> list[int]:
-    run = pipeline("text-generation", model=plain.model, tokenizer=tokenizer())
+    run = pipeline("text-generation", model=plain.model, tokenizer=tokenizer(), device="cpu")
     (out,) = run(text(IDS), **SETTINGS, past_key_values=cache, return_full_text=False)
     return [int(word[1:]) for word in out["generated_text"].split()]
 

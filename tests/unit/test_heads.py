@@ -92,12 +92,15 @@ POLICIES: dict[str, Policy] = {
         for stage in (EliteMass(window=20), *MEANS)
     },
     "one-sided, then even": Policy(prefill=ONE_SIDED, decode=both(stock.controller(DIM)).decode),
+    "other-sided, then even": Policy(
+        prefill=replace(ONE_SIDED, allocate=HeadTable(((0, 0, 1, 1),) * 3)), decode=both(stock.controller(DIM)).decode
+    ),
     "one-sided: text": Policy(
         prefill=ONE_SIDED,
         decode=Pipeline(schedule=FixedRows(2), score=AttentionMass(), select=TopK(text=True)),
     ),
     "one-sided: elite": Policy(
-        prefill=SPARSE, decode=Pipeline(schedule=FixedRows(3), score=EliteMass(window=20, threshold=0.0))
+        prefill=SPARSE, decode=Pipeline(schedule=FixedRows(1), score=EliteMass(window=20, threshold=0.0))
     ),
     "one-sided: skew": Policy(prefill=ONE_SIDED, decode=both(AttentionMass(), allocate=ByStrengthAndSkew()).decode),
     "recalled, apart": Policy(prefill=RAGGED, decode=replace(RAGGED, score=AttentionMass(), recall=RECALL)),
