@@ -15,7 +15,7 @@ OLDEST_TESTS := tests/families tests/modes tests/distributed/test_tensor_paralle
 	$(addprefix tests/adapters/,test_exactness.py test_rotary.py test_errors.py test_scores.py)
 # Its generate cuts the mask of a later turn in chunks, which is refused; two other refusals have other words.
 OLDEST_LACKS := \
-	--deselect "tests/modes/test_turns.py::test_turns[turns in chunks-" \
+	--deselect "tests/modes/test_later_turns.py::test_turns[turns in chunks-" \
 	--deselect "tests/modes/test_copies.py::test_later_context_is_compressed[4-" \
 	--deselect "tests/modes/test_refused.py::test_continuous_batching" \
 	--deselect "tests/families/test_families.py::test_it_is_refused[T5]"

@@ -40,7 +40,7 @@ class Mode:
 
 
 _DECODING = "test_decoding.py::test_it_is_plain_decoding"
-_TURNS = "test_turns.py::test_turns"
+_TURNS = "test_later_turns.py::test_turns"
 _ASSISTED = "test_assisted.py::test_guesses_leave_no_trace"
 _OUTPUTS = "test_outputs.py::test_outputs"
 _REFUSED = "test_refused.py::test_before_any_token"
@@ -186,7 +186,7 @@ FAULTS: dict[int, tuple[str, list[str]]] = {
     5: (
         "a second turn feeds old tokens again, at wrong positions",
         [
-            "tests/modes/test_turns.py::test_turns",
+            "tests/modes/test_later_turns.py::test_turns",
             "tests/modes/test_refused.py::test_guesses_that_cannot_be_exact",
         ],
     ),
@@ -220,7 +220,7 @@ FAULTS: dict[int, tuple[str, list[str]]] = {
     ),
     10: (
         "with budgets of layers any pass of several tokens crashes, for all layers share one mask",
-        ["tests/modes/test_turns.py::test_layers_of_different_length"],
+        ["tests/modes/test_later_turns.py::test_layers_of_different_length"],
     ),
     11: (
         "parts are put together that do not fit, and some of these give wrong numbers",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, final
 
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 
 from .._check import closest
@@ -15,23 +17,77 @@ from ._law import Law
 from ._subject import Subject
 from .machine import traces
 from .requests import Request
+from .tables import Table
 from .traces import Trace
 
-__all__ = ["check_fixed", "examples_of", "too_small"]
+__all__ = ["Examples", "check_fixed", "drawn", "examples_of", "too_small"]
 
 
-def examples_of(law: Law, subject: Subject, sizes: Mapping[str, int]) -> st.SearchStrategy[Any]:
+@final
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What a law is tried on. Laws with equal ones are given the same examples.
+
+    Attributes:
+        kind: `Table`, `Request` or `Trace`.
+        least: lower bounds of sizes.
+        fixed: arguments that are not drawn.
+    """
+
+    kind: type[Any]
+    least: tuple[tuple[str, int], ...]
+    fixed: tuple[tuple[str, Any], ...]
+
+    @property
+    def strategy(self) -> st.SearchStrategy[Any]:
+        """Draws them."""
+        if self.kind is Trace:
+            return traces(**dict(self.fixed))
+        draw: Any = strategies.requests if self.kind is Request else strategies.tables
+        drawn: st.SearchStrategy[Any] = draw(least=dict(self.least), **dict(self.fixed))
+        return drawn
+
+    def each(self, function: Callable[[Any], None], *, most: int, start: int) -> None:
+        """Call a function with at most so many examples, from this seed on, and once it raises with ever smaller ones.
+
+        What the smallest one raises comes through.
+        """
+
+        @settings(
+            max_examples=most,
+            database=None,
+            deadline=None,
+            print_blob=False,
+            report_multiple_bugs=False,
+            verbosity=Verbosity.quiet,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        @seed(start)
+        @given(self.strategy)
+        def attempt(example: Any) -> None:
+            function(example)
+
+        attempt()
+
+
+@lru_cache(maxsize=64)
+def drawn(examples: Examples, most: int, start: int) -> Sequence[Any]:
+    """Those that `Examples.each` would try. To draw them takes as long as to try a law on them."""
+    found: list[Any] = []
+    examples.each(found.append, most=most, start=start)
+    return found
+
+
+def examples_of(law: Law, subject: Subject, sizes: Mapping[str, int]) -> Examples:
     """The examples, of these sizes as far as they have them."""
     kind = law.example_type(subject)
-    sizes = _those_of(kind, sizes)
-    if kind is Trace:
-        return traces(**sizes)
-    if kind is Request:
-        return strategies.requests(least=law.least, **sizes)
+    fixed = dict(_those_of(kind, sizes))
     # Layer by layer, so that one is enough, but for components and laws that compare layers.
     across = subject.kind.name in ("ImportanceScorer", "Allocator") or "layers" in law.least
-    layers = {} if across else {"layers": 1}
-    return strategies.tables(least=law.least, **{**layers, **sizes})
+    if kind is Table and not across:
+        fixed = {"layers": 1, **fixed}
+    return Examples(kind, tuple(law.least.items()), tuple(fixed.items()))
 
 
 def check_fixed(sizes: Mapping[str, int], subject: Subject, laws: Iterable[Law]) -> None:

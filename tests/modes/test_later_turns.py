@@ -26,7 +26,7 @@ def so_far(inputs: Inputs, *parts: list[int]) -> Inputs:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("mode", modes_of("test_turns.py::test_turns"), ids=repr)
+@pytest.mark.parametrize("mode", modes_of("test_later_turns.py::test_turns"), ids=repr)
 def test_turns(mode: Mode, policy: str, plain_of: PlainOf) -> None:
     plain, first = plain_of(policy), len(SETTINGS["suppress_tokens"])
     single, announced = "one token" in mode.name, "expect" in mode.call
