@@ -9,15 +9,12 @@ what happens; `tests/docs/test_families_page.py` compares the page with what is 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from scripts.laws import escaped
+from scripts.page import DOCS, escaped, with_table
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "families.md"
-BEGIN, END = "<!-- families: python -m scripts.families -->\n", "<!-- end of families -->\n"
+PAGE = DOCS / "families.md"
 
-sys.path.append(str(ROOT / "tests" / "families"))
+sys.path += [str(DOCS.parent / "tests" / "families"), str(DOCS.parent / "tests")]
 
 from every import FAMILIES, GROUPS, SERVED  # noqa: E402
 from family import Family  # noqa: E402
@@ -43,11 +40,7 @@ def cells(family: Family) -> list[str]:
 
 def rendered(page: str) -> str:
     """The page with the tables in their place."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{PAGE.name} has no place for the families: {BEGIN.strip()} ... {END.strip()}")
-    return f"{before}{BEGIN}\n{tables()}\n{END}{after}"
+    return with_table(page, "families", tables(), script="families")
 
 
 def check() -> None:

@@ -7,15 +7,13 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from scripts.page import DOCS, escaped, with_table
 
 from kvpolicy.testing import Law
 from kvpolicy.testing._law import MERGERS, STAGES
 from kvpolicy.testing.checks import LAWS
 
-PAGE = Path(__file__).parents[1] / "docs" / "conformance.md"
-BEGIN, END = "<!-- laws: python -m scripts.laws -->\n", "<!-- end of laws -->\n"
+PAGE = DOCS / "conformance.md"
 
 NAMES = {
     "ImportanceScorer": "scorers",
@@ -73,18 +71,9 @@ def rests_on(law: Law) -> str:
     return ", ".join(f"`{name}`" for name in law.after)
 
 
-def escaped(text: str) -> str:
-    """As it is, in a cell of a Markdown table."""
-    return re.sub(r"([\\`*_{}\[\]#|])", r"\\\1", text).replace("<", "&lt;").replace(">", "&gt;")
-
-
 def rendered(page: str) -> str:
     """The page with the tables in their place."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{PAGE.name} has no place for the laws: {BEGIN.strip()} ... {END.strip()}")
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return with_table(page, "laws", table(), script="laws")
 
 
 if __name__ == "__main__":

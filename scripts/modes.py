@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
 from typing import Any
 
-from scripts.laws import escaped
+from scripts.page import DOCS, escaped, with_table
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "generation.md"
+PAGE = DOCS / "generation.md"
 
 
 def expected() -> Any:
     """`tests/modes/expected.py`."""
-    folder = str(ROOT / "tests" / "modes")
+    folder = str(DOCS.parent / "tests" / "modes")
     if folder not in sys.path:
         sys.path.append(folder)
     return importlib.import_module("expected")
@@ -62,12 +60,7 @@ TABLES = {"modes": modes, "faults": faults}
 def rendered(page: str) -> str:
     """The page with the tables in their places."""
     for name, table in TABLES.items():
-        begin, end = f"<!-- {name}: python -m scripts.modes -->\n", f"<!-- end of {name} -->\n"
-        before, found, rest = page.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not (found and closed):
-            raise ValueError(f"{PAGE.name} has no place for its {name}: {begin.strip()} ... {end.strip()}")
-        page = f"{before}{begin}\n{table()}\n{end}{after}"
+        page = with_table(page, name, table(), script="modes")
     return page
 
 

@@ -228,7 +228,7 @@ class Store(Protocol):
 
 
 class Backend(Protocol):
-    """The few heavy operations behind the stages; not an array library. Chosen by the arrays' own type."""
+    """The few heavy operations behind the stages; not an array library. Chosen by the arrays' own type, or by name."""
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ from models import (
     text_rows,
     words,
 )
+from silent import Silent
 from torch import Tensor
 from transformers import (
     AttentionInterface,
@@ -53,20 +54,6 @@ H2O = kvpolicy.h2o(keep=0.4)
 def build(kind: type[Any], config: Any) -> Any:
     torch.manual_seed(7)
     return kind(config).eval()
-
-
-class Silent:
-    """A streamer that fails as soon as a token is produced."""
-
-    def __init__(self) -> None:
-        self.pieces = 0
-
-    def put(self, tokens: Tensor) -> None:
-        self.pieces += 1  # the first is the prompt
-        assert self.pieces == 1, "a token was produced"
-
-    def end(self) -> None:
-        pass
 
 
 # Models ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from family import FIRST_WORD, Family, Inputs, words
+from silent import Silent
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -100,20 +101,6 @@ def tables(family: Family, cache: PolicyCache) -> list[tuple[int, CacheView]]:
     """The tables of a cache, with the number of the layer of each."""
     views = [layer.store.view() for layer in cache.session._layers]
     return list(zip(family.layers, views, strict=True))
-
-
-class Silent:
-    """A streamer that fails as soon as a token is produced."""
-
-    def __init__(self) -> None:
-        self.pieces = 0
-
-    def put(self, tokens: Tensor) -> None:
-        self.pieces += 1  # the first is the prompt
-        assert self.pieces == 1, "a token was produced"
-
-    def end(self) -> None:
-        pass
 
 
 def tokens_of(model: PreTrainedModel, inputs: Inputs, cache: PolicyCache | None = None, **options: Any) -> Tensor:

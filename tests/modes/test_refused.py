@@ -8,7 +8,7 @@ import pytest
 from expected import Mode, modes_of
 from models import new_llama, words
 from ours import POLICIES, ROWS, SETTINGS, padded, repeating
-from torch import Tensor
+from silent import Silent
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -24,20 +24,6 @@ from kvpolicy import CacheError, Policy
 from kvpolicy_hf import PolicyCache, enable
 
 SHARING = ["d2o", "vl_cache", "air_cache"]
-
-
-class Silent:
-    """A streamer that fails as soon as a token is produced."""
-
-    def __init__(self) -> None:
-        self.pieces = 0
-
-    def put(self, tokens: Tensor) -> None:
-        self.pieces += 1  # the first is the prompt
-        assert self.pieces == 1, "a token was produced"
-
-    def end(self) -> None:
-        pass
 
 
 @pytest.mark.parametrize("policy", ["full", "h2o"])

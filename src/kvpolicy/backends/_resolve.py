@@ -1,4 +1,4 @@
-"""Which backend serves an array: chosen by the array's own type, never importing a framework that is not loaded."""
+"""Which backend serves an array: by the array's own type, importing no framework that is not loaded; or by name."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 from .._errors import BackendUnavailableError
 from .._protocols import Backend
 
-__all__ = ["BACKENDS", "backend_by_name", "backend_for"]
+__all__ = ["BACKENDS", "LIBRARIES", "backend_by_name", "backend_for"]
 
-BACKENDS = {"numpy": ("numpy", "NumpyBackend"), "torch": ("torch", "TorchBackend")}
+LIBRARIES = {"numpy": ("numpy", "NumpyBackend"), "torch": ("torch", "TorchBackend")}  # each serves its own arrays
+BACKENDS = {**LIBRARIES, "triton": ("triton", "TritonBackend")}  # this one serves torch's, if it is asked for
 
 
 def backend_by_name(name: str) -> Backend:
     """The backend called ``name``.
 
     Raises:
-        BackendUnavailableError: if there is none of that name, or its framework is not installed; never another one.
+        BackendUnavailableError: if there is none of that name, its framework is not installed, or the device that it
+            needs is missing; never another one.
     """
     if name not in BACKENDS:
         raise BackendUnavailableError(f"backend={name!r}: there is no such backend. Known: {', '.join(BACKENDS)}.")
@@ -32,14 +34,14 @@ def backend_by_name(name: str) -> Backend:
 
 
 def backend_for(array: Any) -> Backend:
-    """The backend of an array's own type.
+    """The backend of an array's own type, ``numpy`` or ``torch``.
 
     Raises:
         BackendUnavailableError: if no backend serves that type.
     """
     root = type(array).__module__.partition(".")[0]
-    if root not in BACKENDS:
+    if root not in LIBRARIES:
         raise BackendUnavailableError(
-            f"no backend serves {type(array).__module__}.{type(array).__name__}. Known: {', '.join(BACKENDS)}."
+            f"no backend serves {type(array).__module__}.{type(array).__name__}. Known: {', '.join(LIBRARIES)}."
         )
     return backend_by_name(root)

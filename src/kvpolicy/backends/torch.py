@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, final
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ __all__ = ["TorchBackend"]
 _FAR = torch.iinfo(torch.int64).max
 
 
-@final
 @dataclass(frozen=True, slots=True)
 class TorchBackend(Backend):
     """PyTorch on the device of the tensors.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from .._protocols import Backend
-from ..backends import BACKENDS, backend_by_name
+from ..backends import LIBRARIES, backend_by_name
 
 __all__ = ["known_backends", "place_of"]
 
@@ -24,5 +24,5 @@ def place_of(backend: str | Backend) -> tuple[Backend, str | None]:
 
 
 def known_backends() -> Sequence[str]:
-    """Every backend that is installed here."""
-    return [name for name in BACKENDS if find_spec(name) is not None]
+    """Every array library that is installed here; a further backend of the same arrays is tried if it is named."""
+    return [name for name in LIBRARIES if find_spec(name) is not None]

@@ -1,0 +1,29 @@
+"""Tables in a page of the documentation, between two comments of which the first names the script that writes them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+__all__ = ["DOCS", "escaped", "with_table"]
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def escaped(text: str) -> str:
+    """As it is, in a cell of a Markdown table."""
+    return re.sub(r"([\\`*_{}\[\]#|])", r"\\\1", text).replace("<", "&lt;").replace(">", "&gt;")
+
+
+def with_table(page: str, name: str, table: str, *, script: str) -> str:
+    """The page with the table of this name in its place.
+
+    Raises:
+        ValueError: if the page has no place for it.
+    """
+    begin, end = f"<!-- {name}: python -m scripts.{script} -->\n", f"<!-- end of {name} -->\n"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"the page has no place for the {name}: {begin.strip()} ... {end.strip()}")
+    return f"{before}{begin}\n{table}\n{end}{after}"
