@@ -138,7 +138,10 @@ class TestCommand:
             ),
             ("kit_stages:Fine --size dim=3", "Table(dim=3): dim must be even. Hint: 4."),
             ("kit_stages:Fine --profile slow", "profile='slow': there are dev, ci, nightly."),
-            ("kit_stages:Fine --backend cupy", "backend='cupy': there is no such backend. Known: numpy, torch."),
+            (
+                "kit_stages:Fine --backend cupy",
+                "backend='cupy': there is no such backend. Known: numpy, torch, triton.",
+            ),
             ("kit_stages:Fine --expect finit=so", "expected failure of 'finit': there is no such law. Hint: finite."),
             ("kit_stages:Fine --expect finite=so", "expected failure of 'finite': it does not apply to Fine(rows=3)"),
             (

@@ -56,11 +56,6 @@ def shown_by(script: str) -> tuple[ConformanceError | None, Mapping[str, Any]]:
     return None, names
 
 
-def by_chance(mutant: Mutant) -> bool:
-    """Whether the same example need not show the fault each time."""
-    return mutant.by_chance or mutant.law in CHANCE
-
-
 @dataclass(frozen=True, eq=False)
 class Quick:
     """A check on a few rich examples, and perhaps one more that is known to tell."""
@@ -108,7 +103,7 @@ class TestEveryMutant:
         assert error.law == mutant.law
         assert error.detail
         assert str(error).count(error.script.splitlines()[0]) == 1
-        if error.__cause__ is not None and not by_chance(mutant):
+        if error.__cause__ is not None and mutant.law not in CHANCE:
             assert isinstance(error.__cause__, KVPolicyError), "the mutant is wrong in another way"
         elif mutant.law not in NOWHERE:
             assert max(error.place) >= 0, error.detail
@@ -117,14 +112,14 @@ class TestEveryMutant:
         error = death(mutant, backend)
         assert error is not None
         with mutant.at_work():
-            for _ in range(30 if by_chance(mutant) else 1):
+            for _ in range(30 if mutant.law in CHANCE else 1):
                 again, names = shown_by(error.script)
                 if again is not None:
                     break
         assert again is not None, error.script
         assert again.law == error.law
         assert repr(names["component"]) == repr(error.component)
-        if not by_chance(mutant):
+        if mutant.law not in CHANCE:
             assert (again.place, again.detail) == (error.place, error.detail)
 
     def test_is_told_once(self, mutant: Mutant, backend: str) -> None:

@@ -77,7 +77,7 @@ class TestParameters:
             '[Fine()], expected_failures={"Fine": {"finite": ""}}': (
                 "expected failure of 'finite': it does not apply to Fine(rows=3)"
             ),
-            '[Fine()], backends=["cupy"]': "backend='cupy': there is no such backend. Known: numpy, torch.",
+            '[Fine()], backends=["cupy"]': "backend='cupy': there is no such backend. Known: numpy, torch, triton.",
             '[Fine()], expected_failures={"Fine": ["finite"]}': (
                 "expected_failures['Fine']=['finite']: it is a mapping. Hint: {'merge_convex': 'adds values'}."
             ),

@@ -42,7 +42,6 @@ class Mutant:
         backends: where it is wrong.
         also: further laws of which a user may see a failure, though all are tried in order.
         sizes: what examples must have for the fault to show often enough, so that it does not survive by chance.
-        by_chance: what it does depends on more than the example, so that it may not be seen again.
         patches: faults of the engine: ``(owner, attribute, what stands there instead)``.
     """
 
@@ -52,7 +51,6 @@ class Mutant:
     backends: tuple[str, ...] = ("torch",)
     also: tuple[str, ...] = ()
     sizes: Mapping[str, Any] = field(default_factory=dict)
-    by_chance: bool = False
     patches: tuple[tuple[Any, str, Any], ...] = ()
 
     @contextmanager

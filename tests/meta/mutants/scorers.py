@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -115,24 +115,6 @@ class OwnTemperature(Received):
 
     def score(self, view: CacheView, step: Step) -> Any:
         return super().score(view, step) * self._generator.random()
-
-
-class HighestOnRecord(Received):
-    """Attention as a share of the most that any request has ever had, kept in the class."""
-
-    most: ClassVar[dict[str, float]] = {}
-
-    @classmethod
-    def unbroken(cls) -> HighestOnRecord:
-        """As it is in a new process."""
-        cls.most.clear()
-        return cls()
-
-    def score(self, view: CacheView, step: Step) -> Any:
-        got = super().score(view, step)
-        most = float(view.xp.max(view.xp.where(view.valid, got, view.xp.zeros_like(got))))
-        self.most["ever"] = max(self.most.get("ever", 1.0), most)
-        return got / self.most["ever"]
 
 
 # By the latest queries ---------------------------------------------------------------------------------------------
@@ -348,13 +330,6 @@ MUTANTS = (
     Mutant("unbiased-in-torch", SpreadByMethod, law="agrees_with_numpy"),
     Mutant("torch-only-branch", TorchOnly, law="agrees_with_numpy"),
     Mutant("shared-temperature", SharedTemperature, law="deterministic", backends=("numpy",), also=BY_CHANCE),
-    Mutant(
-        "highest-on-record",
-        HighestOnRecord.unbroken,
-        law="request_isolated",
-        backends=("numpy",),
-        by_chance=True,
-    ),
     Mutant("own-temperature", OwnTemperature, law="request_isolated"),
     Mutant("first-layer-knows", FirstLayerKnows, law="thread_safe"),
     Mutant("keeps-a-log", KeepsALog, law="immutable", backends=("numpy",)),
