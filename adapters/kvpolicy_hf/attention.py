@@ -55,7 +55,7 @@ def policy_attention(
     Raises:
         UnsupportedModelError: if the layer uses a feature that the policy's scores would not see.
     """
-    _refuse_if(module, [name for name in _LEFT_OUT_BY_SDPA if kwargs.get(name) is not None])
+    _refuse_if(module, _given(kwargs, *_LEFT_OUT_BY_SDPA))
     layer: PolicyLayer | None = getattr(key, LAYER, None)
     softmax = softmax_of(query, scaling, kwargs)
     if layer is None:
@@ -111,7 +111,7 @@ def _attend(
     if softmax.is_plain:
         scale = softmax.scale
         return plain_attention(module, query, key, value, attention_mask, scaling=scale, dropout=dropout, **kwargs)
-    _refuse_if(module, [name for name in ("position_bias",) if kwargs.get(name) is not None])
+    _refuse_if(module, _given(kwargs, "position_bias"))
     is_causal = query.shape[2] > 1 and bool(kwargs.get("is_causal", getattr(module, "is_causal", True)))
     return softmax.attend(query, key, value, attention_mask, is_causal=is_causal, dropout=dropout), None
 
@@ -119,7 +119,7 @@ def _attend(
 def _check_served(
     layer: PolicyLayer, module: torch.nn.Module, query: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]
 ) -> None:
-    used = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+    used = _given(kwargs, *_UNSUPPORTED)
     # Every pass would feed all tokens anew, and a table would hold them again.
     if kwargs.get("use_cache") is False and layer.hears_use_cache:
         used.append("use_cache=False")
@@ -130,6 +130,11 @@ def _check_served(
     if attention_mask is not None and attention_mask.ndim not in (2, 3):
         used.append(f"a {attention_mask.ndim}-D attention mask")
     _refuse_if(module, used)
+
+
+def _given(kwargs: dict[str, Any], *names: str) -> list[str]:
+    """Those of these arguments that the model passes."""
+    return [name for name in names if kwargs.get(name) is not None]
 
 
 def _refuse_if(module: torch.nn.Module, used: list[str]) -> None:

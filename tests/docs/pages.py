@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -48,3 +54,11 @@ def _line(text: str, at: int) -> int:
 def name(page: Path) -> str:
     """For test ids."""
     return str(page.relative_to(ROOT))
+
+
+@contextmanager
+def script(name: str) -> Iterator[ModuleType]:
+    """A module of `scripts`, as `python -m` finds it in the root of the repository."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        yield importlib.import_module(f"scripts.{name}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import typer
-from pages import ROOT
+from pages import ROOT, script
 
 from kvpolicy.testing import PROFILES
 from kvpolicy.testing.command import check
@@ -19,10 +18,8 @@ TEXT = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def laws() -> Iterator[ModuleType]:
-    """`scripts.laws`, as `python -m` finds it in the root of the repository."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT))
-        yield importlib.import_module("scripts.laws")
+    with script("laws") as module:
+        yield module
 
 
 def test_the_laws_are_those_of_the_kit(laws: ModuleType) -> None:

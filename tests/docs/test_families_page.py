@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
-from pages import ROOT
+from pages import script
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    """`scripts.families`, as `python -m` finds it in the root of the repository."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT))
-        yield importlib.import_module("scripts.families")
+def families() -> Iterator[ModuleType]:
+    with script("families") as module:
+        yield module
 
 
-def test_the_tables_are_what_is_expected(script: ModuleType) -> None:
-    page = script.PAGE.read_text(encoding="utf-8")
-    assert script.rendered(page) == page, f"out of date: python -m scripts.families; it gives\n\n{script.tables()}"
+def test_the_tables_are_what_is_expected(families: ModuleType) -> None:
+    page = families.PAGE.read_text(encoding="utf-8")
+    assert families.rendered(page) == page, f"out of date: python -m scripts.families; it gives\n\n{families.tables()}"
 
 
-def test_a_page_without_a_place_for_them(script: ModuleType) -> None:
+def test_a_page_without_a_place_for_them(families: ModuleType) -> None:
     with pytest.raises(ValueError, match="no place for the families"):
-        script.rendered("# Model families\n")
+        families.rendered("# Model families\n")

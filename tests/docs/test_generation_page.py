@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import ast
-import importlib
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
-from pages import ROOT
+from pages import ROOT, script
 
 TEXT = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def modes() -> Iterator[ModuleType]:
-    """`scripts.modes`, as `python -m` finds it in the root of the repository."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT))
-        yield importlib.import_module("scripts.modes")
+    with script("modes") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")
