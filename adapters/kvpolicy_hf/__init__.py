@@ -7,6 +7,7 @@ print(cache.report())
 """
 
 from .cache import PolicyCache
+from .compile import compile_decode
 from .press import from_press
 from .segments import AUDIO, IMAGE, TEXT, VIDEO, segments
 from .switch import disable, enable, is_enabled
@@ -18,6 +19,7 @@ __all__ = [
     "TEXT",
     "VIDEO",
     "PolicyCache",
+    "compile_decode",
     "disable",
     "enable",
     "from_press",

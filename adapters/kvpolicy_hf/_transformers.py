@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from kvpolicy import UnsupportedModelError
+from kvpolicy import CacheError, UnsupportedModelError
 
 from .softmax import Softmax
 
@@ -44,11 +44,13 @@ __all__ = [
     "set_text_attention",
     "sight",
     "softmax_of",
+    "steady_mask",
     "text_config",
 ]
 
 NAME = "kvpolicy"  # of our attention implementation
 _STAY = ("LinearAttentionLayer", "DummyLayer")  # kinds that stay as they are; 5.17 does not have the second
+STEADY_OFFSET = -2  # and while they decode in place
 POLICY_OFFSET = -1  # what our layers answer as the offset of their keys: no native cache has a negative one
 
 
@@ -274,6 +276,22 @@ def policy_mask(
         return attention_mask
     padding = attention_mask[:, :kv_length].long()
     return torch.stack([padding, torch.cat([places[:q_offset].expand(batch_size, -1), reach], dim=1)], dim=1)
+
+
+def steady_mask(*, batch_size: int, kv_length: int, q_offset: Any, device: Any, **kwargs: Any) -> Tensor:
+    """The mask of a pass that decodes in place, whose shape never changes: bool [B, 1, 1, 1], as if it were made.
+
+    `generate` makes it beside the compiled pass, and has waited for the token before: here is where one can count.
+
+    Raises:
+        CacheError: if there is no room for this token: ``kv_length`` is what the request may have.
+    """
+    if not torch.compiler.is_compiling() and int(q_offset) >= kv_length:
+        raise CacheError(
+            f"compile_decode(max_length={kv_length}): this is token {int(q_offset) + 1}. Hint: a larger max_length, of "
+            f"all tokens with their padding."
+        )
+    return torch.ones(batch_size, 1, 1, 1, dtype=torch.bool, device=device)
 
 
 def plain_attention(

@@ -9,11 +9,22 @@ from torch import Tensor
 
 from kvpolicy import CacheView, UnsupportedModelError
 
-from ._transformers import POLICY_OFFSET, plain_attention, policy_mask, sdpa_mask, softmax_of
+from ._transformers import (
+    POLICY_OFFSET,
+    STEADY_OFFSET,
+    plain_attention,
+    policy_mask,
+    sdpa_mask,
+    softmax_of,
+    steady_mask,
+)
 from .latents import LAYER, Latent
 from .softmax import Softmax
+from .sums import attention_with_sums
 
 if TYPE_CHECKING:
+    from kvpolicy import Attending, SteadyLayer
+
     from .layer import PolicyLayer
 
 __all__ = ["LAYER", "mask", "policy_attention"]
@@ -34,6 +45,8 @@ def mask(*, kv_offset: int = 0, attention_mask: Tensor | None = None, **kwargs: 
     """
     if kv_offset == POLICY_OFFSET:
         return policy_mask(attention_mask=attention_mask, **kwargs)
+    if kv_offset == STEADY_OFFSET:
+        return steady_mask(**kwargs)
     made: Tensor | None = sdpa_mask(kv_offset=kv_offset, attention_mask=attention_mask, **kwargs)
     return made
 
@@ -65,6 +78,8 @@ def policy_attention(
                 f"serve yet. Hint: use this model without a PolicyCache."
             )
         return _attend(module, query, key, value, attention_mask, softmax, dropout, kwargs)
+    if layer.steady is not None:
+        return _attend_in_place(module, layer.steady, query, key, value, softmax, dropout, kwargs)
     _check_served(layer, module, query, attention_mask, kwargs)
     if isinstance(key, Latent):
         key, value = key.as_subclass(Tensor), value.as_subclass(Tensor)
@@ -89,12 +104,61 @@ def _attend_and_act(
     fresh = layer.is_empty
     view = layer.bring_in(key, value)
     turned = layer.turned(query)
-    visible = None if fresh and not layer.has_gaps and layer.now.reach is None else _visible(view, layer, query)
+    attending = layer.attending
+    if attending is not None and query.shape[2] == 1 and not (fresh or dropout):
+        out, shares = _by_backend(attending, view, turned, softmax, layer.count_bias, layer.wants_shares)
+        layer.advance(module, turned, softmax, shares=shares)
+        return out, None
+    whole = fresh and not layer.has_gaps and layer.now.reach is None
+    if whole and layer.wants_sums and softmax.is_plain and not (dropout or query.requires_grad):
+        told = attention_with_sums(query, key, value, softmax.scale)
+        if told is not None:
+            layer.advance(module, turned, softmax, log_sums=told[1])
+            return told[0], None
+    visible = None if whole else _visible(view, layer, query)
     # The table keeps no graph. A first pass attends to the model's own tensors, the same rows, so that gradients flow.
     asking, keys, values = (query, key, value) if fresh else (turned, view.keys, view.values)
-    out = _attend(module, asking, keys, values, visible, softmax, dropout, kwargs)
+    attended = _attend(module, asking, keys, values, visible, softmax, dropout, kwargs)
     layer.advance(module, turned, softmax)
-    return out
+    return attended
+
+
+def _attend_in_place(
+    module: torch.nn.Module,
+    steady: SteadyLayer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    softmax: Softmax,
+    dropout: float,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """One token, on tensors whose shapes never change; nothing here waits for the device."""
+    view, policy, shares = steady.put(key, value), steady.policy, None
+    if steady.attending is not None:
+        out, shares = _by_backend(steady.attending, view, query, softmax, policy.count_bias, steady.wants_shares)
+    else:
+        seen = _seen(view, view.valid[:, :, None], query, count_bias=policy.count_bias)
+        out, _ = _attend(module, query, view.keys, view.values, seen, softmax, dropout, kwargs)
+    told: dict[str, Any] = {"softcap": softmax.softcap, "sinks": softmax.sinks, "shares": shares}
+    steady.advance(view, steady.step(query, softmax.scale, module=module, **told))
+    return out, None
+
+
+def _by_backend(
+    backend: Attending, view: CacheView, query: Tensor, softmax: Softmax, count_bias: bool, want_shares: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The output [B, 1, Hq, Dv] of one query a batch row over all valid rows, and the shares of these."""
+    out, shares = backend.attend(
+        view,
+        query,
+        scale=softmax.scale,
+        softcap=softmax.softcap,
+        sinks=softmax.sinks,
+        count_bias=count_bias,
+        want_shares=want_shares,
+    )
+    return out.transpose(1, 2), shares
 
 
 def _attend(
@@ -155,9 +219,12 @@ def _visible(view: CacheView, layer: PolicyLayer, query: Tensor) -> Tensor | Non
     last = at if now.reach is None else now.reach[:, None, :, None]
     rows = view.positions[:, :, None]
     # A padding token sees itself, so that no row of the softmax is empty; nobody else sees it.
-    seen = ((rows <= last) & view.valid[:, :, None]) | (rows == at)
-    if layer.count_bias:
+    return _seen(view, ((rows <= last) & view.valid[:, :, None]) | (rows == at), query, count_bias=layer.count_bias)
+
+
+def _seen(view: CacheView, rows: Tensor, query: Tensor, *, count_bias: bool) -> Tensor:
+    """What is seen of the rows, bool [B, H, Q or 1, S], for each query head; with log counts, as what is added."""
+    if count_bias:
         count = view.columns["count"].data.clamp(min=1).log().to(query.dtype)
-        seen = torch.where(seen, count[:, :, None], -torch.inf)
-    expanded: Tensor = seen.repeat_interleave(query.shape[1] // view.shape[1], dim=1)
-    return expanded
+        rows = torch.where(rows, count[:, :, None], -torch.inf)
+    return rows.repeat_interleave(query.shape[1] // view.shape[1], dim=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -20,10 +21,10 @@ from kvpolicy import (
     Report,
     Session,
     UnsupportedModelError,
-    backend_by_name,
 )
 
 from ._transformers import GenerateCache, PreTrainedModel, expands_latents, hears_use_cache, native_layers, sight
+from .backend import backend_for_model
 from .layer import PolicyLayer, not_attended
 from .rotary import rotation_for
 from .segments import prompt_ids
@@ -46,7 +47,7 @@ class PolicyCache(GenerateCache):
         inputs: what goes into `generate`. Gives the prompt's length, so that a prompt fed in chunks is compacted
             once, and the text/image segments.
         segments: int64 [B, T] of one's own, instead of those derived from ``inputs``.
-        backend: name of the backend; default: that of the model's tensors.
+        backend: ``"torch"`` or ``"triton"``; None: triton where the model is on a CUDA device and it is installed.
         check: verify every stage's answer (NaN scores, impossible plans).
         listen: called as ``listen(layer, view, plan, step)`` with every plan before it is carried out. The view is a
             window on the storage, which is then written to: copy what is to be kept.
@@ -54,6 +55,7 @@ class PolicyCache(GenerateCache):
     Raises:
         CacheError: if the model was not enabled.
         PolicyError: if an argument is wrong.
+        BackendUnavailableError: if a backend was asked for that cannot work here.
         UnsupportedModelError: if the model has attention layers of a kind that cannot be served; if the policy needs
             plain rotary positions and the model has none; or if the model is distributed in a way, or beside a stage,
             that would not be exact.
@@ -66,7 +68,7 @@ class PolicyCache(GenerateCache):
         *,
         inputs: Mapping[str, Any] | None = None,
         segments: Tensor | None = None,
-        backend: str = "torch",
+        backend: str | None = None,
         check: bool = True,
         listen: Listener | None = None,
     ) -> None:
@@ -77,8 +79,7 @@ class PolicyCache(GenerateCache):
             )
         if not is_enabled(model):
             raise CacheError(f"this {type(model).__name__} is not enabled. Hint: kvpolicy_hf.enable(model) first.")
-        if backend != "torch":
-            raise PolicyError(f"PolicyCache(backend={backend!r}): a model's cache takes the backend 'torch'.")
+        ops, self._note = backend_for_model(model, backend)
         prompt_length, segments = _prompt(model, inputs, segments)
         layers: list[Any] = []
         policed = 0
@@ -94,7 +95,7 @@ class PolicyCache(GenerateCache):
         self._native = [layer for layer in layers if not isinstance(layer, PolicyLayer)]
         self.session = Session(
             policy,
-            backend_by_name(backend),
+            ops,
             policed,
             prompt_length=prompt_length,
             check=check,
@@ -118,11 +119,11 @@ class PolicyCache(GenerateCache):
         return copied
 
     def __repr__(self) -> str:
-        return f"PolicyCache({self.session.policy!r}, tokens={self.get_seq_length()})"
+        return f"PolicyCache({self.session.policy!r}, tokens={self.session.length()})"
 
     def report(self) -> Report:
         """Rows per layer, tokens seen, rows evicted and merged, and real bytes against the full cache."""
-        return self.session.report()
+        return replace(self.session.report(), note=self._note)
 
     def expect(self, inputs: Mapping[str, Any], *, segments: Tensor | None = None) -> None:
         """Announce a further turn, so that it may come in chunks, or hold pictures.
@@ -140,9 +141,38 @@ class PolicyCache(GenerateCache):
         model = self._model()
         assert model is not None, "a model that is gone asks for no further turn"
         prompt_length, segments = _prompt(model, inputs, segments)
+        self.resume()
         self.session.expect(prompt_length)
         self._prompt_length, self._segments = prompt_length, segments
         self._stop_recording()
+
+    def compile_up_to(self, max_length: int, model: PreTrainedModel) -> None:
+        """See `compile_decode`."""
+        if self._model() is not model:
+            raise CacheError(
+                f"this PolicyCache was made for another model than this {type(model).__name__}. "
+                f"Hint: PolicyCache(model, policy) for each model."
+            )
+        if model.config.is_encoder_decoder or self._native:
+            kind = "cross-attention" if model.config.is_encoder_decoder else type(self._native[0]).__name__
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has layers that are not under the policy ({kind}), which are not compiled "
+                f"yet. Hint: decode without compile_decode."
+            )
+        self.session.hold_steady(max_length)
+        for layer in self._policed:
+            layer.max_length, layer.is_compileable = max_length, True
+
+    def hold_steady(self) -> None:
+        """After a layer has acted: if its session goes on in place, so do the layers."""
+        for layer, steady in zip(self._policed, self.session.steady, strict=False):
+            layer.steady = steady
+
+    def resume(self) -> None:
+        """Go on with tables that may change their shapes."""
+        self.session.resume()
+        for layer in self._policed:
+            layer.steady = None
 
     def reset(self) -> None:
         """Forget everything; the cache can serve a new request of the prompt length that it was told last."""
@@ -151,6 +181,7 @@ class PolicyCache(GenerateCache):
         self._stop_recording()
         for layer in self._policed:
             layer.waiting = layer.is_initialized = False
+            layer.steady = None
         if (model := self._model()) is not None and self._native:
             # New ones, because a native layer's own reset keeps its old rows in transformers up to 5.17.
             self.layers = [
@@ -179,6 +210,7 @@ class PolicyCache(GenerateCache):
         Raises:
             CacheError: if that would not be exact, see `Session.crop`; nothing has changed then.
         """
+        self.resume()
         length, tokens_to_remove = self.get_seq_length(), int(tokens_to_remove)  # transformers 5.17 counts in a tensor
         if not -length <= tokens_to_remove <= 0:
             raise CacheError(
@@ -247,6 +279,8 @@ class PolicyCache(GenerateCache):
             segments = self._expanded_segments(self.session.batch)
             self._segments = segments.index_select(0, index.to(segments.device))
         self.session.select_batch(index)
+        if not self.session.steady:
+            self.resume()
         for layer in self._native:  # linear attention knows no other way to select
             layer.reorder_cache(index)
 

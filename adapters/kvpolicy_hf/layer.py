@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from kvpolicy import CacheError, CacheView, Pass, Session, UnsupportedModelError
+from kvpolicy import Attending, CacheError, CacheView, Pass, Session, SteadyLayer, UnsupportedModelError
 
-from ._transformers import POLICY_OFFSET, CacheLayerMixin
+from ._transformers import POLICY_OFFSET, STEADY_OFFSET, CacheLayerMixin
 from .latents import LAYER, Latent
 from .softmax import Softmax
 
@@ -31,6 +31,7 @@ class PolicyLayer(CacheLayerMixin):
 
     is_sliding = False
     is_croppable = False
+    is_compileable = False  # whether `generate` may compile the passes that decode: after `compile_decode`
 
     def __init__(self, cache: PolicyCache, index: int, *, latent: bool = False) -> None:
         super().__init__()
@@ -39,6 +40,8 @@ class PolicyLayer(CacheLayerMixin):
         self._module: weakref.ref[torch.nn.Module] | None = None
         self._now: Pass | None = None
         self.waiting = False  # keys were handed out and have not been attended to
+        self.max_length = 0  # tokens that a compiled request may have, padding included; 0: it is not compiled
+        self.steady: SteadyLayer | None = None  # the layer while it decodes in place
         self.belong_to(cache)
 
     def belong_to(self, cache: PolicyCache) -> None:
@@ -72,6 +75,16 @@ class PolicyLayer(CacheLayerMixin):
     def count_bias(self) -> bool:
         """Whether merged rows weigh as many tokens as they stand for."""
         return self._session.policy.count_bias
+
+    @property
+    def attending(self) -> Attending | None:
+        """The backend, if it attends by itself while decoding."""
+        return self._session.attending
+
+    @property
+    def wants_shares(self) -> bool:
+        """Whether the policy may ask what share of the attention each row received while decoding."""
+        return self._session.wants_shares
 
     @property
     def hears_use_cache(self) -> bool:
@@ -114,8 +127,13 @@ class PolicyLayer(CacheLayerMixin):
         turned: Tensor = self._session.turned(self._index, queries, self.now)
         return turned
 
-    def advance(self, module: torch.nn.Module, queries: Tensor, softmax: Softmax) -> None:
-        """Let the policy act on what was just attended to."""
+    @property
+    def wants_sums(self) -> bool:
+        """Whether the policy may ask what each softmax of the prompt divides by, and the backend can use it."""
+        return self._session.wants_sums and self.attending is not None
+
+    def advance(self, module: torch.nn.Module, queries: Tensor, softmax: Softmax, **told: Tensor | None) -> None:
+        """Let the policy act on what was just attended to, and on what the attention told: see `Session.advance`."""
         sinks = None if softmax.sinks is None else softmax.sinks.detach()
         with torch.no_grad():  # scores are no part of a graph that would hold them all
             self._session.advance(
@@ -126,7 +144,9 @@ class PolicyLayer(CacheLayerMixin):
                 module=module,
                 softcap=softmax.softcap,
                 sinks=sinks,
+                **told,
             )
+        self._cache.hold_steady()
 
     # What transformers asks -----------------------------------------------------------------------------------------
 
@@ -136,6 +156,9 @@ class PolicyLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Pass the new rows on to the attention function, with this layer attached."""
+        if self.steady is not None:  # of what follows, a compiled pass would keep only what was so when it was traced
+            setattr(key_states, LAYER, self)
+            return key_states, value_states
         if self._index == 0:  # once a pass
             self._cache.check_enabled()
         self._cache.check_attended(self._index)
@@ -147,11 +170,18 @@ class PolicyLayer(CacheLayerMixin):
         return key_states, value_states
 
     def get_seq_length(self) -> int:
-        """Tokens seen (logical), padding included: the next token's position."""
+        """Tokens seen (logical), padding included: the next token's position; in place, a number on the device."""
+        if self.steady is not None:
+            passed: int = self.steady.clock.passed
+            return passed
         return self._session.length(self._index)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Logical length, and an offset by which our mask function knows us; masks are made from the table itself."""
+        if self.steady is not None:
+            if query_length == 1:
+                return self.max_length, STEADY_OFFSET
+            self._cache.resume()
         return self.get_seq_length() + query_length, POLICY_OFFSET
 
     def get_max_length(self) -> int:

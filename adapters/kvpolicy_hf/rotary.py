@@ -83,6 +83,8 @@ class _Probe:
     """Stands in for a cache and for its layer: lets keys through to our attention, and stops there with the queries."""
 
     is_empty = True
+    steady = None
+    attending = None
     keys: Tensor
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

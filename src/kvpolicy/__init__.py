@@ -19,6 +19,7 @@ from ._protocols import (
     Ahead,
     Allocator,
     Assigner,
+    Attending,
     Backend,
     Bounded,
     CrossLayer,
@@ -34,6 +35,7 @@ from ._protocols import (
 )
 from ._serial import from_json, from_toml, to_json, to_toml
 from ._session import Listener, Pass, Session
+from ._steady import SteadyLayer
 from ._text import from_text
 from ._types import (
     AUDIO,
@@ -157,6 +159,7 @@ __all__ = [
     "Array",
     "Assigner",
     "Assignment",
+    "Attending",
     "AttentionMass",
     "Backend",
     "BackendUnavailableError",
@@ -232,6 +235,7 @@ __all__ = [
     "Shared",
     "SimilaritySoftmax",
     "SimilarityWeighted",
+    "SteadyLayer",
     "Step",
     "Store",
     "TopK",

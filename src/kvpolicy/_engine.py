@@ -7,35 +7,64 @@ carried into the cache.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ._doubts import Doubts
 from ._errors import PlanError
 from ._policy import Pipeline, Policy
 from ._protocols import Ahead, CrossLayer, Merger, Observer, Recaller, Windowed
-from ._types import CacheView, Column, Counts, HeadCounts, KeepMask, Phase, Plan, Scored, Selection, Step
+from ._types import Array, CacheView, Column, Counts, HeadCounts, KeepMask, Phase, Plan, Scored, Selection, Step
 from .schedulers import MOST_ROWS
 
-__all__ = ["across", "ahead", "allocate", "budget_of", "check_total", "observe", "plan", "recall", "score", "window_of"]
+__all__ = [
+    "across",
+    "ahead",
+    "alike_heads",
+    "allocate",
+    "budget_of",
+    "check_total",
+    "goes_by_attention",
+    "observe",
+    "observed_by",
+    "observers_of",
+    "plan",
+    "recall",
+    "score",
+    "window_of",
+]
 
 
-def observe(policy: Policy, view: CacheView, step: Step) -> Mapping[str, Column]:
-    """The columns that this pass adds to.
+def observers_of(policy: Policy, phase: Phase) -> Sequence[Observer]:
+    """Who observes the passes of a phase.
 
     The decode scorer observes prompts too, because what it accumulates must include them; the prefill scorer observes
-    only prompts. Equal scorers observe once; all see the table as it was before this pass was observed, so that two
-    that add to the same column do not count it twice.
-
-    Raises:
-        PlanError: if an observer does not return columns of the table's shape.
+    only prompts. Equal scorers observe once.
     """
-    pipelines = [policy.decode] if step.phase is Phase.DECODE else [policy.prefill, policy.decode]
+    pipelines = [policy.decode] if phase is Phase.DECODE else [policy.prefill, policy.decode]
     observers: list[Observer] = []
     for pipeline in pipelines:
         if pipeline is not None and isinstance(pipeline.score, Observer) and pipeline.score not in observers:
             observers.append(pipeline.score)
+    return observers
+
+
+def observe(policy: Policy, view: CacheView, step: Step) -> Mapping[str, Column]:
+    """The columns that this pass adds to, see `observed_by`."""
+    return observed_by(observers_of(policy, step.phase), view, step)
+
+
+def observed_by(observers: Sequence[Observer], view: CacheView, step: Step) -> Mapping[str, Column]:
+    """The columns that this pass adds to.
+
+    All observers see the table as it was before this pass was observed, so that two that add to the same column do not
+    count it twice.
+
+    Raises:
+        PlanError: if an observer does not return columns of the table's shape.
+    """
     columns: dict[str, Column] = {}
     for observer in observers:
         seen: Any = observer.observe(view, step)
@@ -53,6 +82,16 @@ def observe(policy: Policy, view: CacheView, step: Step) -> Mapping[str, Column]
 def window_of(pipeline: Pipeline | None) -> int:
     """How many of the latest queries the scorer wants to see together; 0 if it says nothing of them."""
     return pipeline.score.window if pipeline is not None and isinstance(pipeline.score, Windowed) else 0
+
+
+def alike_heads(pipeline: Pipeline) -> bool:
+    """Whether heads that hold the same tokens go on doing so under equal quotas, by what the stages say."""
+    return all(getattr(stage, "alike_heads", False) for stage in (pipeline.score, pipeline.select))
+
+
+def goes_by_attention(pipeline: Pipeline | None) -> bool:
+    """Whether a scorer may ask what attention rows receive: it observes every pass, or looks at queries."""
+    return pipeline is not None and (isinstance(pipeline.score, Observer) or window_of(pipeline) > 0)
 
 
 def budget_of(pipeline: Pipeline, step: Step) -> Counts | None:
@@ -73,18 +112,29 @@ def budget_of(pipeline: Pipeline, step: Step) -> Counts | None:
             f"{pipeline.schedule!r}.budget() returned {budget!r}: it must be None, an integer >= 1, or one such "
             f"integer for each of the {len(step.seen)} batch rows."
         )
-    rows = np.minimum(rows.astype(np.uint64), np.uint64(MOST_ROWS)).astype(np.int64)  # unsigned: all are at least 1
-    return np.broadcast_to(rows, step.seen.shape)
+    if rows.dtype != np.int64:  # by way of unsigned: all are at least 1
+        rows = np.minimum(rows.astype(np.uint64), np.uint64(MOST_ROWS)).astype(np.int64)
+    return np.broadcast_to(np.minimum(rows, MOST_ROWS), step.seen.shape)
 
 
-def score(pipeline: Pipeline, view: CacheView, step: Step, *, check: bool) -> Scored:
+def score(pipeline: Pipeline, view: CacheView, step: Step, *, check: bool, later: Doubts | None = None) -> Scored:
     """Score a table.
+
+    Args:
+        pipeline: whose scorer does.
+        view: the table.
+        step: the pass.
+        check: look at values too.
+        later: where given, values are looked at when these doubts are settled.
 
     Raises:
         PlanError: if the scores have the wrong shape, or with ``check``, contain NaN on a valid row.
     """
     scores = pipeline.score.score(view, step)
-    _check_scores(pipeline, scores, view, step, check=check)
+    doubts = Doubts() if later is None else later
+    _check_scores(pipeline, scores, view, step, doubts, check=check)
+    if later is None:
+        doubts.settle()
     return Scored(view, scores)
 
 
@@ -100,8 +150,10 @@ def across(pipeline: Pipeline, layers: Sequence[Scored], step: Step, *, check: b
     if not hasattr(final, "__len__") or len(final) != len(layers):
         got = len(final) if hasattr(final, "__len__") else type(final).__name__
         raise PlanError(f"{pipeline.score!r}.across() returned {got} scores for {len(layers)} layers.")
+    doubts = Doubts()
     for scored, scores in zip(layers, final, strict=True):
-        _check_scores(pipeline, scores, scored.view, step, check=check)
+        _check_scores(pipeline, scores, scored.view, step, doubts, check=check)
+    doubts.settle()
     return [Scored(scored.view, scores) for scored, scores in zip(layers, final, strict=True)]
 
 
@@ -153,35 +205,140 @@ def recall(recaller: Recaller, archive: CacheView, step: Step) -> KeepMask:
     return mask & archive.valid
 
 
-def plan(pipeline: Pipeline, scored: Scored, quota: HeadCounts, step: Step, *, check: bool) -> Plan:
-    """Select and merge.
+def plan(
+    pipeline: Pipeline,
+    scored: Scored,
+    quota: HeadCounts,
+    step: Step,
+    *,
+    check: bool,
+    alike: bool = False,
+    unmerged: bool = False,
+    later: Doubts | None = None,
+) -> Plan:
+    """Select and merge; where heads are alike, for one of them.
+
+    Args:
+        pipeline: whose stages do.
+        scored: the table with its scores.
+        quota: int64 [B, H].
+        step: the pass.
+        check: look at values too.
+        alike: by what the stages say, all heads keep the same rows.
+        unmerged: no row of the table stands for several tokens.
+        later: where given, values are looked at when these doubts are settled.
 
     Raises:
         PlanError: if the plan's shape is wrong, or with ``check``, keeps other rows than were selected, keeps padding,
-            or folds into a row that is not kept.
+            keeps other rows in one head than in another against what the stages say, or folds into a row that is not
+            kept.
     """
-    view, xp = scored.view, scored.view.xp
-    selection = pipeline.select.select(scored, quota, step)
+    view, doubts = scored.view, Doubts() if later is None else later
+    one = of_one_head(scored) if alike and step.heads.parts == 1 else scored
+    selection = pipeline.select.select(one, quota[:, : one.view.shape[1]], step)
     if not isinstance(selection, Selection):
         raise PlanError(
             f"{_at(pipeline.select, view)} returned a {type(selection).__name__}; select() must return a Selection."
         )
-    _check_mask("selection of", pipeline.select, selection.keep, view)
-    made = pipeline.merge.merge(scored, selection, step)
+    _check_mask("selection of", pipeline.select, selection.keep, one.view)
+    if not (alike and unmerged and getattr(pipeline.merge, "alike_heads", False)):
+        one, selection = scored, of_all_heads(selection, view)
+    made = pipeline.merge.merge(one, selection, step)
     if not isinstance(made, Plan):
         raise PlanError(f"{_at(pipeline.merge, view)} returned a {type(made).__name__}; merge() must return a Plan.")
-    _check_mask("plan of", pipeline.merge, made.keep, view)
-    if check:
-        if bool(xp.any(selection.keep & ~view.valid)):
-            raise PlanError(f"selection of {_at(pipeline.select, view)} keeps padding or an empty slot.")
-        if bool(xp.any(made.keep != selection.keep)):
-            raise PlanError(f"plan of {_at(pipeline.merge, view)} does not keep the rows that were selected.")
+    _check_mask("plan of", pipeline.merge, made.keep, one.view)
+    made = of_all_heads(made, view)
+    if check and not proven(pipeline):
+        _doubt_keep(pipeline, view, of_all_heads(selection, view).keep, made.keep, doubts)
+    if check and alike:
+        _doubt_alike(pipeline, scored, made.keep, step, doubts)
     if made.into is not None:
-        _check_folds(made, pipeline.merge, view, check=check)
-    return replace(made, registers={**selection.registers, **made.registers}) if selection.registers else made
+        _check_folds(made, pipeline.merge, view, doubts, check=check and not proven(pipeline))
+    if later is None:
+        doubts.settle()
+    plan: Plan = made
+    return replace(plan, registers={**selection.registers, **plan.registers}) if selection.registers else plan
 
 
-def _check_folds(made: Plan, merge: Merger, view: CacheView, *, check: bool) -> None:
+def proven(pipeline: Pipeline) -> bool:
+    """Whether a plan is made by kvpolicy's own stages alone, whose answers need no check: their laws are tested."""
+    return _is_ours(pipeline.select) and _is_ours(pipeline.merge)
+
+
+def _is_ours(stage: object) -> bool:
+    if type(stage).__module__.partition(".")[0] != __name__.partition(".")[0]:
+        return False
+    parts = [getattr(stage, field.name) for field in fields(stage)] if is_dataclass(stage) else []
+    return all(_is_ours(part) for part in parts if is_dataclass(part))
+
+
+def of_one_head(scored: Scored) -> Scored:
+    """The first head alone, of heads that hold the same tokens in the same slots and have the same scores."""
+    view = scored.view
+    part = replace(
+        view,
+        keys=view.keys[:, :1],
+        values=view.values[:, :1],
+        positions=view.positions[:, :1],
+        valid=view.valid[:, :1],
+        columns={name: replace(column, data=column.data[:, :1]) for name, column in view.columns.items()},
+        registers={name: data[:, :1] for name, data in view.registers.items()},
+        rank=None if view.rank is None else view.rank[:, :1],
+    )
+    return Scored(part, scored.scores[:, :1])
+
+
+def of_all_heads(made: Any, view: CacheView) -> Any:
+    """A selection or a plan of one head, for all heads of the view; one of all heads as it is."""
+    xp, heads = view.xp, view.shape[1]
+    if made.keep.shape[1] == heads:
+        return made
+
+    def spread(data: Array) -> Array:
+        return xp.broadcast_to(data, (data.shape[0], heads, *data.shape[2:]))
+
+    registers = {name: spread(data) for name, data in made.registers.items()}
+    names = ("keep", "groups", "into", "weight", "self_weight", "key_scale", "value_scale")
+    told = {name: getattr(made, name, None) for name in names}
+    return replace(made, registers=registers, **{n: spread(data) for n, data in told.items() if data is not None})
+
+
+def _doubt_keep(pipeline: Pipeline, view: CacheView, selected: KeepMask, kept: KeepMask, doubts: Doubts) -> None:
+    """That padding stays, or that other rows stay than were selected."""
+
+    def padding() -> PlanError:
+        return PlanError(f"selection of {_at(pipeline.select, view)} keeps padding or an empty slot.")
+
+    def others() -> PlanError:
+        return PlanError(f"plan of {_at(pipeline.merge, view)} does not keep the rows that were selected.")
+
+    doubts.add(view.xp.any(selected & ~view.valid), padding)
+    if kept is not selected:
+        doubts.add(view.xp.any(kept != selected), others)
+
+
+def _doubt_alike(pipeline: Pipeline, scored: Scored, keep: KeepMask, step: Step, doubts: Doubts) -> None:
+    """That heads which held the same rows have other scores or keep other rows, although the stages deny it."""
+    view, xp = scored.view, scored.view.xp
+
+    def differ(data: Array) -> Array:
+        everywhere = step.heads.all(data)
+        return xp.any(everywhere != everywhere[:, :1])
+
+    known = xp.where(view.valid, scored.scores, xp.zeros_like(scored.scores))
+    unlike = differ(known)  # of the selector nothing else is asked, unless processes share the heads
+
+    def error() -> PlanError:
+        stage = pipeline.score if bool(unlike) else pipeline.select
+        return PlanError(
+            f"{_at(stage, view)} says alike_heads = True, and does not treat heads alike that hold the same tokens. "
+            f"Hint: leave alike_heads out."
+        )
+
+    doubts.add(unlike if step.heads.parts == 1 else unlike | differ(keep), error)
+
+
+def _check_folds(made: Plan, merge: Merger, view: CacheView, doubts: Doubts, *, check: bool) -> None:
     xp, where = view.xp, f"plan of {_at(merge, view)}"
     into: Any = made.into
     weight: Any = made.weight
@@ -203,27 +360,31 @@ def _check_folds(made: Plan, merge: Merger, view: CacheView, *, check: bool) -> 
     flat = xp.reshape(xp.where(inside, into, xp.zeros_like(into)), (*view.shape[:2], -1))
     reached = inside & xp.reshape(xp.take_along_axis(made.keep, flat, axis=-1), into.shape)
     leaves = (view.valid & ~made.keep)[..., None]
-    if bool(xp.any(goes & ~(reached & leaves))):
-        raise PlanError(f"{where} folds a row that stays, or into one that does not.")
-    if bool(xp.any(goes & ~xp.isfinite(weight))) or any(
-        bool(xp.any(made.keep & ~xp.isfinite(data))) for data in (own, *scales.values())
-    ):
-        raise PlanError(f"{where} has weights that are NaN or infinite.")
+    places = f"{where} folds a row that stays, or into one that does not."
+    doubts.add(xp.any(goes & ~(reached & leaves)), lambda: PlanError(places))
+    endless = [goes & ~xp.isfinite(weight), *(made.keep & ~xp.isfinite(data) for data in (own, *scales.values()))]
+    for data in endless:
+        doubts.add(xp.any(data), lambda: PlanError(f"{where} has weights that are NaN or infinite."))
 
 
-def _check_scores(pipeline: Pipeline, scores: Any, view: CacheView, step: Step, *, check: bool) -> None:
+def _check_scores(pipeline: Pipeline, scores: Any, view: CacheView, step: Step, doubts: Doubts, *, check: bool) -> None:
     _check_shape("scores of", pipeline.score, scores, view)
     xp = view.xp
     if not xp.isdtype(scores.dtype, "real floating"):
         raise PlanError(f"scores of {_at(pipeline.score, view)} have dtype {scores.dtype}; they must be floating.")
-    if check:
-        nan = xp.isnan(scores) & view.valid
-        if bool(xp.any(nan)):
-            row, head, slot = (int(i[0]) for i in np.nonzero(step.ops.host(nan)))
-            raise PlanError(
-                f"scores of {_at(pipeline.score, view)} are NaN (first at batch row {row}, head {head}, row {slot}, "
-                f"{int(np.sum(step.ops.host(nan)))} in all). Hint: -inf marks a row as worthless, NaN means nothing."
-            )
+    if not check:
+        return
+    nan = xp.isnan(scores) & view.valid
+
+    def error() -> PlanError:
+        found = step.ops.host(nan)
+        row, head, slot = (int(i[0]) for i in np.nonzero(found))
+        return PlanError(
+            f"scores of {_at(pipeline.score, view)} are NaN (first at batch row {row}, head {head}, row {slot}, "
+            f"{int(np.sum(found))} in all). Hint: -inf marks a row as worthless, NaN means nothing."
+        )
+
+    doubts.add(xp.any(nan), error)
 
 
 def _check_quota(allocator: object, quota: Any, rows: Any, view: CacheView, step: Step) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ class Layer:
     phase: Phase = Phase.PREFILL  # of the latest pass
     settled: int = 0  # tokens that cannot be taken back: what they did to other rows, or to these books, stays
     settled_by: tuple[str, Phase] = ("", Phase.PREFILL)  # what that was, and in which phase
+    alike: bool = True  # all heads hold the same tokens in the same slots, see `CacheView.alike`
     on_trial: bool = False  # a copy, for tokens that may be taken back: nobody is told of its plans
 
     def begin(self, keys: Array, values: Array) -> None:
@@ -81,7 +82,7 @@ class Layer:
         self.length += int(rows.positions.shape[-1])
         self.seen = self.seen + tokens
         self.held = self.held + tokens[:, None]
-        return view
+        return replace(view, alike=True) if self.alike else view
 
     def settle(self, by: str) -> None:
         """No token that has passed so far can be taken back; the first reason of a pass is the one that is told."""
@@ -130,6 +131,7 @@ class Layer:
         if not count.any():
             return
         self.settle("recalled")
+        self.alike = False
         here = self.heads.own(count)
         self.store.join(ops.compact(view, Plan(keep=mask), int(count.max())), here)
         self.archived = self.archived - count

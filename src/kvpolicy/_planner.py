@@ -9,8 +9,10 @@ from typing import Any, TypeAlias, final
 import numpy as np
 
 from . import _engine
+from ._doubts import Doubts
 from ._layer import Layer
-from ._policy import Pipeline
+from ._namespace import namespace
+from ._policy import Pipeline, Policy
 from ._protocols import Ahead, Backend, CrossLayer, Recaller
 from ._types import CacheView, Counts, HeadCounts, Phase, Plan, Rotate, Scored, Step
 from .selectors import TopK
@@ -33,10 +35,46 @@ class _Waiting:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class _Nature:
+    """What is asked of a pipeline at every token; asked once, since to ask a protocol takes long.
+
+    Attributes:
+        ahead: its allocator, where a layer's quota is known before scoring.
+        crosses: its scores depend on other layers.
+        waits: every layer is scored before any is planned.
+        alike: see `_engine.alike_heads`.
+        proven: see `_engine.proven`.
+        floor: how many rows a head keeps however small its quota is, where the number follows from the quota.
+    """
+
+    ahead: Ahead | None
+    crosses: bool
+    waits: bool
+    alike: bool
+    proven: bool
+    floor: int | None
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> _Nature:
+        whole, allocate, select = pipeline.allocate.whole_model, pipeline.allocate, pipeline.select
+        crosses = isinstance(pipeline.score, CrossLayer)
+        return cls(
+            ahead=allocate if isinstance(allocate, Ahead) and not whole else None,
+            crosses=crosses,
+            waits=whole or crosses,
+            alike=_engine.alike_heads(pipeline),
+            proven=_engine.proven(pipeline),
+            floor=select.floor if isinstance(select, TopK) and not select.text else None,
+        )
+
+
+@final
 class Planner:
     """Plans for the layers of one session.
 
     Args:
+        policy: of the session.
         layers: those of the session.
         ops: the backend.
         check: verify every stage's answer.
@@ -46,6 +84,7 @@ class Planner:
 
     def __init__(
         self,
+        policy: Policy,
         layers: list[Layer],
         ops: Backend,
         *,
@@ -55,35 +94,48 @@ class Planner:
     ) -> None:
         self._layers, self.ops, self._check, self._listen = layers, ops, check, listen
         self._turn = turn
+        pipelines = {Phase.PREFILL: policy.prefill, Phase.DECODE: policy.decode}
+        self._natures = {phase: _Nature.of(pipeline) for phase, pipeline in pipelines.items() if pipeline is not None}
         self.clear()
 
     def clear(self) -> None:
         """Start over as a new request."""
+        self._doubts = Doubts()
         self._waiting: list[_Waiting] = []
         self._handed: dict[int, list[HeadCounts]] = {}  # by token: its quotas so far, where each layer's is known ahead
 
     def run(self, pipeline: Pipeline, state: Layer, view: CacheView, step: Step) -> None:
-        """Plan and compact, if the schedule gives a budget and the rows exceed it; or note a layer that must wait."""
+        """Plan and compact, if the schedule gives a budget and the rows exceed it; or note a layer that must wait.
+
+        A value that is wrong may come to light only when the last layer has been run: as long as no other harm can
+        come of it, nobody waits for the device.
+        """
+        self._run(pipeline, state, view, step)
+        if view.layer == len(self._layers) - 1:
+            self._doubts.settle()
+
+    def _run(self, pipeline: Pipeline, state: Layer, view: CacheView, step: Step) -> None:
+        nature = self._natures[step.phase]
         budget = _engine.budget_of(pipeline, step)
         if budget is None:
             return
         if pipeline.recall is not None and state.archived.any():
             view, step = self._take_back(pipeline.recall, state, step)
-        quota = self._ahead(pipeline, budget, view, step)
+        quota = None if nature.ahead is None else self._ahead(pipeline, nature.ahead, budget, view, step)
         if step.phase is Phase.PREFILL:
             state.prompt_quota = np.repeat(budget[:, None], state.held.shape[1], axis=1) if quota is None else quota
-        if not (pipeline.allocate.whole_model or isinstance(pipeline.score, CrossLayer)):
-            if _over([state], [quota], budget).any():
-                scored = _engine.score(pipeline, view, step, check=self._check)
+        if not nature.waits:
+            if _over([state], quota, budget).any():
+                scored = _engine.score(pipeline, view, step, check=self._check, later=self._doubts)
                 self._plan([_Waiting(state, scored, step, quota)], pipeline, budget)
             return
-        scored = _engine.score(pipeline, view, step, check=self._check)
+        scored = _engine.score(pipeline, view, step, check=self._check, later=self._doubts)
         self._waiting.append(_Waiting(state, scored, step, quota))
         if len(self._waiting) < len(self._layers):
             return
         waiting, self._waiting = self._waiting, []
         together = [waiting] if pipeline.allocate.whole_model else [[entry] for entry in waiting]
-        if any(_over([e.layer for e in entries], [e.quota for e in entries], budget).any() for entries in together):
+        if any(_over([e.layer for e in entries], entries[0].quota, budget).any() for entries in together):
             self._plan(waiting, pipeline, budget)
 
     def _take_back(self, recaller: Recaller, state: Layer, step: Step) -> tuple[CacheView, Step]:
@@ -102,11 +154,9 @@ class Planner:
         held = tuple(other.held for other in self._layers)
         return view, replace(step, queries=queries, held=held, whole_pass=False)
 
-    def _ahead(self, pipeline: Pipeline, budget: Counts, view: CacheView, step: Step) -> HeadCounts | None:
-        """The layer's quota, where it is known before scoring; the last layer of a pass settles the account."""
-        if not isinstance(pipeline.allocate, Ahead) or pipeline.allocate.whole_model:
-            return None
-        quota = _engine.ahead(pipeline.allocate, budget, view, step)
+    def _ahead(self, pipeline: Pipeline, allocator: Ahead, budget: Counts, view: CacheView, step: Step) -> HeadCounts:
+        """The layer's quota, which is known before scoring; the last layer of a pass settles the account."""
+        quota = _engine.ahead(allocator, budget, view, step)
         # A layer may run several tokens before the next layer runs the first of them.
         handed = [*(self._handed.get(step.length, []) if view.layer else []), quota]
         self._handed[step.length] = handed
@@ -117,7 +167,11 @@ class Planner:
 
     def _plan(self, entries: list[_Waiting], pipeline: Pipeline, budget: Counts) -> None:
         layers, last = [entry.scored for entry in entries], entries[-1].step
-        layers = list(_engine.across(pipeline, layers, last, check=self._check))
+        nature = self._natures[last.phase]
+        if nature.ahead is None or nature.crosses:  # these go by scores
+            self._doubts.settle()
+        if nature.crosses:
+            layers = list(_engine.across(pipeline, layers, last, check=self._check))
         if pipeline.allocate.whole_model:
             quotas = list(_engine.allocate(pipeline, budget, layers, last))
         else:
@@ -128,7 +182,7 @@ class Planner:
         # A batch row that holds no more than it may keeps it all and has no plan, whatever another row holds.
         numbers = range(len(entries))
         for group in [numbers] if pipeline.allocate.whole_model else [[n] for n in numbers]:
-            over = _over([entries[n].layer for n in group], [entries[n].quota for n in group], budget)
+            over = _over([entries[n].layer for n in group], entries[group[0]].quota, budget)
             for n in group:
                 self._carry_out(pipeline, entries[n], layers[n], quotas[n], over)
 
@@ -136,13 +190,20 @@ class Planner:
         self, pipeline: Pipeline, entry: _Waiting, scored: Scored, quota: HeadCounts, over: BatchMask
     ) -> None:
         """Bring the batch rows that are ``over`` their budget down to the quota, [B, parts * H]."""
-        state, step = entry.layer, entry.step
+        state, step, nature = entry.layer, entry.step, self._natures[entry.step.phase]
         due = np.where(over[:, None], quota, np.maximum(quota, state.held))
         own = step.heads.own
-        made = _engine.plan(pipeline, scored, own(due), step, check=self._check)
-        if self._listen is not None and not state.on_trial:
+        step = replace(step, surplus=max(0, int((state.held - due).max())))
+        state.alike = state.alike and nature.alike and bool((due == due[:, :1]).all())
+        known = {"alike": state.alike, "unmerged": state.merged is None}
+        made = _engine.plan(pipeline, scored, own(due), step, check=self._check, later=self._doubts, **known)
+        told = self._listen is not None and not state.on_trial
+        doubtful = made.into is not None and not nature.proven
+        if told or doubtful or pipeline.recall is not None or nature.floor is None:
+            self._doubts.settle()
+        if self._listen is not None and told:
             self._listen(scored.view.layer, scored.view, made, step)
-        kept = self._kept(pipeline, state, scored, made, due, step)
+        kept = self._kept(nature.floor, state, made, due, step)
         if pipeline.recall is not None:
             state.release(scored.view, made, kept, self.ops)
         state.apply(scored.view, made, kept)
@@ -151,15 +212,13 @@ class Planner:
             state.prompt_quota = np.where(over[:, None], quota, state.prompt_quota)
             state.prompt_kept = state.held
 
-    def _kept(
-        self, pipeline: Pipeline, state: Layer, scored: Scored, made: Plan, quota: HeadCounts, step: Step
-    ) -> HeadCounts:
-        """Rows kept by each head: counted, or, unchecked, known in advance from the quota and `TopK`."""
-        if not self._check and isinstance(pipeline.select, TopK) and not pipeline.select.text:
-            known: HeadCounts = np.minimum(state.held, np.maximum(quota, pipeline.select.floor))
+    def _kept(self, floor: int | None, state: Layer, made: Plan, quota: HeadCounts, step: Step) -> HeadCounts:
+        """Rows kept by each head: known in advance, or counted."""
+        if floor is not None:
+            known: HeadCounts = np.minimum(state.held, np.maximum(quota, floor))
             return known
-        xp = scored.view.xp
-        return np.asarray(self.ops.host(step.heads.all(xp.sum(xp.astype(made.keep, xp.int64), axis=-1))))
+        xp = namespace(made.keep)
+        return np.asarray(self.ops.host(step.heads.all(xp.sum(made.keep, axis=-1, dtype=xp.int64))))
 
 
 def in_slots(view: CacheView, turn: Rotate | None, ops: Backend) -> CacheView:
@@ -170,12 +229,11 @@ def in_slots(view: CacheView, turn: Rotate | None, ops: Backend) -> CacheView:
     return replace(view, keys=turn(view.keys, xp.where(view.valid, by, xp.zeros_like(by))))
 
 
-def _over(layers: list[Layer], quotas: list[HeadCounts | None], budget: Counts) -> BatchMask:
-    """Which batch rows hold more than they may: head by head where quotas are known, in total otherwise; bool [B]."""
-    known = [quota for quota in quotas if quota is not None]
-    if len(known) == len(layers):
-        heads = [(state.held > quota).any(axis=1) for state, quota in zip(layers, known, strict=True)]
-        return np.asarray(np.stack(heads).any(axis=0))
+def _over(layers: list[Layer], quota: HeadCounts | None, budget: Counts) -> BatchMask:
+    """Which batch rows hold more than they may, bool [B]: head by head if the layer's quota is known, else in total."""
+    if quota is not None:
+        (state,) = layers
+        return np.asarray((state.held > quota).any(axis=1))
     held = np.sum([state.held.sum(axis=1) for state in layers], axis=0)
     over: BatchMask = held > budget * sum(state.held.shape[1] for state in layers)
     return over

@@ -32,6 +32,7 @@ __all__ = [
     "Ahead",
     "Allocator",
     "Assigner",
+    "Attending",
     "Backend",
     "Bounded",
     "CrossLayer",
@@ -49,7 +50,11 @@ __all__ = [
 
 @runtime_checkable
 class ImportanceScorer(Protocol):
-    """How much each row is worth keeping."""
+    """How much each row is worth keeping.
+
+    One that gives all heads which hold the same tokens the same scores may say so, ``alike_heads = True``: heads that
+    are known to be alike are cheaper (`CacheView.alike`).
+    """
 
     def score(self, view: CacheView, step: Step, /) -> Scores:
         """Scores [B, H, S], any floating dtype, higher = keep; never NaN. Invalid rows are ignored."""
@@ -147,7 +152,11 @@ class Recaller(Protocol):
 
 @runtime_checkable
 class Selector(Protocol):
-    """Which rows fill the quota."""
+    """Which rows fill the quota.
+
+    One that keeps the same rows in all heads which hold the same tokens, with the same scores and the same quota, may
+    say so, ``alike_heads = True``, as a scorer may.
+    """
 
     def select(self, scored: Scored, quota: Quota, step: Step, /) -> Selection:
         """Protected rows stay even where they exceed the quota; padding never stays."""
@@ -273,12 +282,15 @@ class Backend(Protocol):
         """
         ...
 
-    def top_k(self, scores: Scores, quota: Quota, view: CacheView, /) -> KeepMask:
-        """The ``quota`` best valid rows of each head; ties go to the later arrival."""
+    def top_k(self, scores: Scores, quota: Quota, view: CacheView, /, *, surplus: int | None = None) -> KeepMask:
+        """The ``quota`` best valid rows of each head; ties go to the later arrival.
+
+        A quota below 0 is none. ``surplus`` promises that no head has more valid rows above its quota than that.
+        """
         ...
 
     def arrival_rank(self, view: CacheView, /) -> Array:
-        """int64 [B, H, S]: 0 for the oldest valid row of each head; S for invalid rows."""
+        """int64 [B, H, S]: 0 for the oldest valid row of each head; S for invalid rows. `CacheView.rank` if set."""
         ...
 
     def nearest_position(self, view: CacheView, keep: KeepMask, /) -> Array:
@@ -291,4 +303,27 @@ class Backend(Protocol):
 
     def compact(self, view: CacheView, plan: Plan, rows: int, /) -> CacheView:
         """The table that the plan describes, in ``rows`` rows, in the order of arrival."""
+        ...
+
+
+@runtime_checkable
+class Attending(Protocol):
+    """Second face of a backend that attends by itself while decoding, and tells what share each row received."""
+
+    def attend(
+        self,
+        view: CacheView,
+        queries: Array,
+        /,
+        *,
+        scale: float,
+        softcap: float | None,
+        sinks: Array | None,
+        count_bias: bool,
+        want_shares: bool,
+    ) -> tuple[Array, Array | None]:
+        """The output [B, Hq, 1, Dv] of queries [B, Hq, 1, D] over all valid rows, and `Step.shares` if they are wanted.
+
+        The other arguments are as in `Step`.
+        """
         ...

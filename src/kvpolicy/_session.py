@@ -14,13 +14,15 @@ from typing import Any, final
 import numpy as np
 
 from . import _engine
+from ._check import check_count
 from ._errors import CacheError
 from ._heads import UNDIVIDED, Heads
 from ._layer import Layer, why_settled
 from ._planner import Listener, Planner, in_slots
 from ._policy import Pipeline, Policy
-from ._protocols import Ahead, Backend, Bounded
-from ._tentative import Untold, check_layerwise
+from ._protocols import Ahead, Attending, Backend, Bounded, Observer
+from ._steady import SteadyLayer, check_steady, prepared, reported, resume, select_batch
+from ._tentative import check_layerwise, of_another_layer
 from ._types import Array, CacheView, Counts, HeadCounts, Phase, Queries, Rotate, Rows, Step
 from .report import Report
 
@@ -77,7 +79,8 @@ class Session:
         num_layers: layers under the policy.
         prompt_length: tokens (padding included) of the first prompt. Known, a prompt fed in chunks is compacted once,
             when it is complete; unknown, every pass of several tokens is a whole prompt.
-        check: verify every stage's answer (NaN, shapes, plans); on an accelerator each check waits for the device.
+        check: verify every stage's answer (NaN, shapes, plans). What only the device can tell is asked for once a pass,
+            or before anybody builds on it: an allocator, a listener, rows that fold.
         listen: called with every plan before it is carried out.
         rotate: turns rotary vectors by a number of positions, see `Step.rotate`.
         heads: how processes share the heads of every layer; each of them runs a session of its own, in step with the
@@ -109,8 +112,14 @@ class Session:
         self._prompt_length, self._rotate = prompt_length, rotate
         self._turn = rotate if policy.positions == "slots" else None
         self._tried: dict[int, _Tried] = {}
+        self.attending = ops if isinstance(ops, Attending) else None
+        self.wants_shares = _engine.goes_by_attention(policy.decode)  # of what rows receive while decoding
+        self.wants_sums = any(isinstance(pipeline.score, Observer) for pipeline in self._pipelines)
+        self._max_length = 0
+        self.steady: list[SteadyLayer] = []  # while decoding so, see `hold_steady`
         self._layers = [self._new_layer(index, num_layers) for index in range(num_layers)]
-        self._planner = Planner(self._layers, ops, check=check, listen=listen, turn=self._turn)
+        self._planner = Planner(policy, self._layers, ops, check=check, listen=listen, turn=self._turn)
+        self._observers = {phase: _engine.observers_of(policy, phase) for phase in Phase}
         self._windows = {
             Phase.PREFILL: _engine.window_of(policy.prefill),
             Phase.DECODE: _engine.window_of(policy.decode),
@@ -121,7 +130,7 @@ class Session:
 
     def length(self, layer: int = 0) -> int:
         """Tokens that have passed a layer, padding included: the next token's position."""
-        return self._layers[layer].length
+        return self.steady[layer].report()[1] if self.steady else self._layers[layer].length
 
     @property
     def batch(self) -> int:
@@ -153,6 +162,7 @@ class Session:
                 f"{tried} tokens that may be taken back wait to hear which of them stay. Hint: crop() after a pass "
                 f"that tries tokens, also if all of them stay."
             )
+        self.resume()
         state = self._layers[layer]
         state.begin(keys, values)
         state.phase = self._phase(now)
@@ -186,6 +196,8 @@ class Session:
         module: object = None,
         softcap: float | None = None,
         sinks: Array | None = None,
+        shares: Array | None = None,
+        log_sums: Array | None = None,
     ) -> None:
         """After attention: observe, and plan if this pass completes a prompt or a token.
 
@@ -197,6 +209,8 @@ class Session:
             module: the attention module, for stages that know the model.
             softcap: what the model caps its logits at, see `Step.softcap`.
             sinks: logits [Hq] that belong to no row, see `Step.sinks`.
+            shares: what each row received, where the attention tells, see `Step.shares`.
+            log_sums: what each softmax divides by, where the attention tells, see `Step.log_sums`.
         """
         state = self._layers[layer]
         view, state.view = state.view, None
@@ -206,7 +220,9 @@ class Session:
             told = {"module": module, "softcap": softcap, "sinks": sinks}
             self._tried[layer].attended.append((queries, scale, told))
         step = self._step(layer, queries, scale, now, module, softcap, sinks)
-        columns = _engine.observe(self.policy, view, step)
+        if shares is not None or log_sums is not None:
+            step = replace(step, shares=shares, log_sums=log_sums)
+        columns = _engine.observed_by(self._observers[step.phase], view, step)
         if columns:
             state.store.observe(columns)
             view = view.with_columns(columns)
@@ -228,6 +244,35 @@ class Session:
                 limit = np.broadcast_to(np.asarray(decode.schedule.limit(step), np.int64), step.seen.shape)
                 quota = _engine.ahead(decode.allocate, limit, view, step)
                 state.limit = int(self.heads.own(quota).max()) + 1
+            if self._max_length and layer == len(self._layers) - 1:
+                steps = [self._step(n, queries, scale, now, None, None, None) for n in range(len(self._layers))]
+                self.steady = prepared(self.policy, self._layers, steps, self._max_length)
+
+    def hold_steady(self, max_length: int) -> None:
+        """From the end of every prompt on, decode in tensors whose shapes and places never change (`steady`).
+
+        Such a pass can be compiled, or recorded and replayed: no number of it comes back to the host. `append` and
+        `advance` have no part in it; whatever else is asked of the session brings the rows back first.
+
+        Args:
+            max_length: tokens in all, padding included, for which room is made.
+
+        Raises:
+            CacheError: if tokens have passed, the backend has no such tables, or processes share the heads.
+            PolicyError: if max_length is no positive integer, or the policy does not let the host know the tables to
+                come; names the stage.
+        """
+        check_count("hold_steady", "max_length", max_length, least=1)
+        if self._layers and self.length():
+            raise CacheError(f"hold_steady() comes before the prompt, and {self.length()} tokens have passed.")
+        check_steady(self.policy, self.ops, self.heads)
+        self._max_length = max_length
+
+    def resume(self) -> None:
+        """Bring the rows back from tables that stay in place, if they are there."""
+        steady, self.steady = self.steady, []
+        if steady:
+            resume(self._layers, steady, self.policy)
 
     def expect(self, prompt_length: int) -> None:
         """A further prompt is to come, and ends with this many tokens in all, padding and earlier ones included.
@@ -237,6 +282,7 @@ class Session:
         Raises:
             CacheError: if so many have passed already, or in the middle of a pass.
         """
+        self.resume()
         present = self.length() if self._layers else 0
         if prompt_length <= present or any(state.length != present for state in self._layers):
             raise CacheError(
@@ -248,7 +294,11 @@ class Session:
     def select_batch(self, index: Array) -> None:
         """Batch rows with all their state, in this order, repeats allowed (beam search)."""
         chosen = self.ops.host(index) if not isinstance(index, np.ndarray) else index
-        self._settle(self.length())
+        if self.steady and len(chosen) == self.batch:
+            select_batch(self.steady, index)
+        else:
+            self.resume()
+            self._settle(self.length())
         for state in self._layers:
             state.select_batch(index, chosen)
 
@@ -275,6 +325,7 @@ class Session:
             CacheError: if it would not be exact, in the middle of a pass, or if there are fewer tokens; nothing has
                 changed then.
         """
+        self.resume()
         present = self.length() if self._layers else 0
         if any(state.length != present or state.view is not None for state in self._layers):
             raise CacheError(f"crop({length}) in the middle of a pass: let every layer append and advance() first.")
@@ -302,18 +353,16 @@ class Session:
             if state.archive is not None:
                 state.archive.clear()
             self._layers[index] = Layer(state.store, self.heads, state.archive)
-        self._tried = {}
+        self._tried, self.steady = {}, []
         self._planner.clear()
 
     def report(self) -> Report:
         """What happened so far."""
-        first = self._layers[0] if self._layers else None
-        return Report(
-            policy=self.policy,
-            backend=self.ops.name,
-            tokens=tuple(first.seen.tolist()) if first else (),
-            layers=tuple(state.report(self.ops) for state in self._layers),
+        layers = reported(self._layers, self.steady, self.ops)
+        seen = (
+            self._layers[0].seen + (self.length() - self._layers[0].length) if self._layers else np.zeros(0, np.int64)
         )
+        return Report(policy=self.policy, backend=self.ops.name, tokens=tuple(seen.tolist()), layers=layers)
 
     @property
     def _pipelines(self) -> list[Pipeline]:
@@ -366,6 +415,8 @@ class Session:
 
     def _of_all(self, layer: int, name: str, now: Pass) -> tuple[HeadCounts, ...]:
         """A count [B, H] of every layer, as it stands when ``layer`` takes this pass."""
+        if not self._tried and self._layers[-1].length:  # every token has come to every layer before
+            return tuple([getattr(state, name) for state in self._layers])
         tried = self._tried.get(layer) if now.tentative else None
         counts: list[Any] = []
         for index, state in enumerate(self._layers):
@@ -374,7 +425,7 @@ class Session:
             known = ahead.before if ahead is not None else state
             settled = name == "prompt_quota" and (index < layer or tried is None or tried.before.phase is Phase.DECODE)
             if tried is not None and index != layer and not settled:
-                counts.append(Untold(index, layer))
+                counts.append(of_another_layer(index, layer))
             else:
                 counts.append(getattr(known, name) if known.length else np.zeros_like(self._layers[layer].held))
         return tuple(counts)

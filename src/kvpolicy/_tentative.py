@@ -11,7 +11,7 @@ from ._errors import CacheError
 from ._policy import Policy
 from ._protocols import CrossLayer
 
-__all__ = ["Untold", "check_layerwise"]
+__all__ = ["Untold", "check_layerwise", "of_another_layer"]
 
 _HINT = "Hint: decode without taking tokens back, or a policy that acts layer by layer."
 
@@ -40,15 +40,22 @@ def check_layerwise(policy: Policy) -> None:
 
 @final
 class Untold:
-    """Stands in `Step` for the rows of a layer that has not come to this token, or is past it.
+    """Stands in `Step` for what cannot be known yet: whatever is asked of it raises.
 
     Args:
-        layer: whose rows are asked for.
-        by: the layer that is being run.
+        says: what the error says.
     """
 
-    def __init__(self, layer: int, by: int) -> None:
-        self._says = f"a stage looks at layer {layer} while layer {by} runs tokens that may be taken back. {_HINT}"
+    def __init__(self, says: str) -> None:
+        self._says = says
 
     def __getattr__(self, name: str) -> NoReturn:
         raise CacheError(self._says)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Untold:
+        return self
+
+
+def of_another_layer(layer: int, by: int) -> Untold:
+    """For the rows of a layer that has not come to the token that layer ``by`` runs, or is past it."""
+    return Untold(f"a stage looks at layer {layer} while layer {by} runs tokens that may be taken back. {_HINT}")

@@ -13,14 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import array_api_compat
 import numpy as np
 
 from ._errors import MissingColumnError, PlanError, UnsupportedModelError
 from ._heads import UNDIVIDED, Heads
+from ._namespace import namespace
 
 if TYPE_CHECKING:
     from ._protocols import Backend
@@ -118,6 +117,13 @@ class CacheView:
         registers: per-head state, floating [B, H]; NaN where it was never set.
         layer: index of this layer among the layers under the policy.
         num_layers: how many layers are under the policy.
+        rank: int64 [B, H, S], arrival ranks as `Backend.arrival_rank` gives them, where whoever made the view knows
+            them.
+        alike: known without a look at the data: all heads of the layer, on all processes, hold the same tokens in the
+            same slots.
+
+    ``rank`` and ``alike`` speak of ``positions`` and ``valid``. Whoever gives a view other ones says ``rank=None,
+    alike=False`` beside them, as `only` does.
     """
 
     keys: Array
@@ -128,11 +134,13 @@ class CacheView:
     registers: Mapping[str, Array] = field(default_factory=lambda: EMPTY)
     layer: int = 0
     num_layers: int = 1
+    rank: Array | None = None
+    alike: bool = False
 
-    @cached_property
+    @property
     def xp(self) -> Any:
         """The array namespace (Array API standard) of this view's own arrays."""
-        return array_api_compat.array_namespace(self.positions)
+        return namespace(self.positions)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -153,6 +161,10 @@ class CacheView:
     def with_columns(self, columns: Mapping[str, Column]) -> CacheView:
         """The same table with these columns added or replaced."""
         return replace(self, columns={**self.columns, **columns})
+
+    def only(self, rows: KeepMask) -> CacheView:
+        """The same table with none but these of its valid rows, bool [B, H, S]."""
+        return replace(self, valid=rows, rank=None, alike=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +190,7 @@ class Queries:
 
     def followed_by(self, later: Queries) -> Queries:
         """Both, in order."""
-        xp = array_api_compat.array_namespace(self.positions)
+        xp = namespace(self.positions)
         return Queries(
             xp.concat([self.vectors, later.vectors], axis=2),
             xp.concat([self.positions, later.positions], axis=1),
@@ -190,7 +202,7 @@ class Queries:
         """The last ``count`` valid ones of each batch row, in order; fewer if there are no more."""
         if self.positions.shape[1] <= count:
             return self
-        xp = array_api_compat.array_namespace(self.positions)
+        xp = namespace(self.positions)
         order = xp.argsort(xp.where(self.valid, self.positions, xp.full_like(self.positions, -1)), axis=-1, stable=True)
         last = order[:, order.shape[1] - count :]
         return Queries(
@@ -237,6 +249,12 @@ class Step:
         archived: int64 [B, parts * H] (numpy) for every layer: rows of each head that are in the archive.
         heads: the heads of a layer, of which this process may hold a share. A stage that combines heads combines
             ``heads.all(data)``, and takes its own part of host counts with ``heads.own(counts)``.
+        surplus: the most rows that any head of the layer has to give up in this plan (held - quota, at least 0), where
+            the host knows it. A selector that asks another one for a smaller quota takes it away: ``surplus=None``.
+        shares: floating [B, H, S], where the attention of this pass, of one query a batch row, has told what share each
+            row received: the mean over the query heads that share a key/value head.
+        log_sums: floating [B, Hq, Q], where the attention of this pass has told them: the natural logarithm of what the
+            softmax of each query divides by. Of queries that see nothing it may be anything.
     """
 
     phase: Phase
@@ -261,7 +279,10 @@ class Step:
     softcap: float | None = None
     sinks: Array | None = None
     archived: tuple[HeadCounts, ...] = ()
-    heads: Heads = UNDIVIDED
+    heads: Heads = field(default_factory=lambda: UNDIVIDED)  # torch 2.11 cannot compile what has an object as default
+    surplus: int | None = None
+    shares: Array | None = None
+    log_sums: Array | None = None
 
     @property
     def padding(self) -> Counts:
@@ -287,6 +308,8 @@ class Step:
 
     def latest(self, count: int) -> Step:
         """The same step with the last ``count`` valid queries of each batch row, those of earlier passes included."""
+        if self.earlier is None and self.query_positions.shape[1] <= count:
+            return replace(self, whole_pass=False)
         asked = self.asked
         if self.earlier is not None:
             asked = self.earlier.followed_by(asked)
@@ -299,6 +322,8 @@ class Step:
             query_reach=asked.reach,
             earlier=None,
             whole_pass=False,
+            shares=None,
+            log_sums=None,
         )
 
 

@@ -52,12 +52,14 @@ class Report:
         backend: which backend carried it out.
         tokens: tokens seen by each batch row, padding not counted.
         layers: one entry for each layer under the policy.
+        note: why it was not a faster backend, where one could have been expected.
     """
 
     policy: Policy
     backend: str
     tokens: tuple[int, ...]
     layers: tuple[LayerReport, ...]
+    note: str = ""
 
     @property
     def kv_bytes(self) -> int:
@@ -104,7 +106,8 @@ class Report:
         head = (
             f"{'layer':>5} {'rows':>8} {'most':>6} {'slots':>6} {'evicted':>9} {'merged':>9} {'K/V':>10} {'full':>10}"
         )
-        lines = [f"{self.policy!r}", f"tokens seen {_span(self.tokens)} · backend {self.backend}", "", head]
+        backend = f"backend {self.backend}{self.note and f' ({self.note})'}"
+        lines = [f"{self.policy!r}", f"tokens seen {_span(self.tokens)} · {backend}", "", head]
         lines += [
             f"{number:>5} {layer.rows:>8.1f} {layer.most:>6} {layer.capacity:>6.0f} "
             f"{layer.evicted:>9} {layer.merged:>9} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from storing import arriving, kept_by
 
 from kvpolicy import (
     AttentionMass,
+    Column,
     FixedRows,
     Fold,
     KeepRatio,
@@ -31,6 +33,7 @@ from kvpolicy import (
     TopK,
     backend_by_name,
 )
+from kvpolicy.backends._torch_vectors import Ragged, Window
 
 DIM = 8
 ROW = 2 * DIM * 4  # bytes of a row of float32 keys and values
@@ -69,6 +72,65 @@ def test_heads_that_nearly_agree_are_one_block_for_an_eighth_at_most(kept: Any) 
     assert store.nbytes()[0] * 7 <= slots * ROW * 8
     view = store.view()
     assert view.keys.untyped_storage().nbytes() == store.nbytes()[0] // 2, "the view of a block is no copy"
+
+
+# A view of ragged heads copies nothing before somebody looks at keys or values ------------------------------------
+
+
+@pytest.fixture
+def gathered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The width of each window that was gathered."""
+    widths, gather = [], Ragged.gather
+    monkeypatch.setattr(Ragged, "gather", lambda ragged, used: widths.append(used) or gather(ragged, used))
+    return widths
+
+
+def test_who_does_not_look_at_vectors_pays_for_none(gathered: list[int]) -> None:
+    store = ragged([30, 4, 11])
+    view = store.append(arriving("torch", 64, 1, heads=3, dim=DIM))
+    view = replace(view.with_columns({"mass": Column(torch.ones(view.shape))}), layer=2)
+    assert view.keys.shape == (*view.shape, DIM)
+    assert (view.values.dtype, view.values.device, view.values.ndim) == (torch.float32, torch.device("cpu"), 4)
+    evict_one_a_head(store, 0)
+    assert isinstance(view.keys, Window)
+    assert not gathered
+
+
+def test_who_looks_pays_once(gathered: list[int]) -> None:
+    view = ragged([30, 4, 11]).view()
+    other = replace(view, layer=2)
+    rows = [[min(slot, room) for slot in range(30)] for room in (30, 4, 11)]
+    due = torch.tensor(rows)[None, ..., None] + 1000 * torch.arange(3)[:, None, None] + torch.zeros(DIM)
+    for looked in (view.keys + 0, other.keys[:], torch.cat([view.keys]), torch.tensor(np.asarray(view.keys))):
+        assert type(looked) is torch.Tensor
+        assert torch.equal(torch.where(view.valid[..., None], looked, -1), torch.where(view.valid[..., None], due, -1))
+    assert view.keys.data_ptr() == other.keys.data_ptr() == copy.copy(view).keys.data_ptr()
+    assert gathered == [30]
+
+
+def test_what_goes_past_torch_function_finds_nothing_that_looks_like_rows() -> None:
+    view = ragged([30, 4, 11]).view()
+    with torch._C.DisableTorchFunctionSubclass():
+        assert (view.keys + 0).isnan().all()
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_compiled_program_may_look_or_not(looks: bool) -> None:
+    store = ragged([30, 4, 11])
+
+    def program(vectors: Ragged) -> torch.Tensor:
+        keys = vectors.window(7)
+        return keys.sum(2) if looks else keys.ragged.data.sum() * keys.shape[2]
+
+    vectors, nodes = store._table.keys, []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        nodes.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch.compiler.reset()
+    assert torch.equal(torch.compile(program, fullgraph=True, backend=backend)(vectors), program(vectors))
+    assert looks == any("index_select" in node for node in nodes)
 
 
 def evict_one_a_head(store: Any, step: int) -> None:

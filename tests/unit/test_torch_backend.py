@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import OPS, ORACLE, ROUNDING, Case, cases, in_torch, representable
+from tables import DTYPES, OPS, ORACLE, ROUNDING, Case, cases, in_torch, representable
 
 from kvpolicy import CacheView, Plan, backend_by_name
 
@@ -27,6 +27,34 @@ class TestTopK:
         assert keep.dtype == torch.bool
         assert keep.tolist() == ORACLE.top_k(scores, quota, case.numpy).tolist()
 
+    @given(cases(), DTYPES, st.sampled_from([0, 1, 2]), st.booleans())
+    def test_a_promise_changes_nothing(self, case: Case, dtype: str, surplus: int, on_host: bool) -> None:
+        shape = case.numpy.shape
+        scores = case.rng.integers(-1, 2, shape).astype(float)
+        for infinite in (-np.inf, np.inf):
+            scores[case.rng.random(shape) < 0.2] = infinite
+        scores = representable(scores, dtype)
+        held = case.numpy.valid.sum(-1)
+        quota = np.maximum(held - case.rng.integers(-1, surplus + 1, shape[:2]), 0)  # some heads have rows to spare
+        given = quota if on_host else in_torch(quota)
+        keep = OPS.top_k(in_torch(scores, dtype), given, case.torch, surplus=surplus)
+        assert keep.dtype == torch.bool
+        assert keep.tolist() == ORACLE.top_k(scores, quota, case.numpy, surplus=surplus).tolist()
+
+    @pytest.mark.parametrize("surplus", [0, 1])
+    def test_what_it_promises_is_no_window_on_the_table(self, surplus: int) -> None:
+        valid = torch.ones(1, 1, 3, dtype=torch.bool)
+        view = CacheView(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2), torch.arange(3)[None, None], valid, {})
+        keep = OPS.top_k(torch.zeros(1, 1, 3), np.full((1, 1), 3 - surplus), view, surplus=surplus)
+        valid.zero_()
+        assert keep.sum() == 3 - surplus
+
+    def test_unchecked_scores_that_are_nan_keep_as_many(self) -> None:
+        valid = torch.tensor([[[False, True, True]]])
+        view = CacheView(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2), torch.arange(3)[None, None], valid, {})
+        keep = OPS.top_k(torch.full((1, 1, 3), torch.nan), np.ones((1, 1), np.int64), view, surplus=1)
+        assert keep.tolist() == [[[False, False, True]]]
+
     @given(cases())
     def test_it_is_equivariant_under_shuffles_of_rows_and_heads(self, case: Case) -> None:
         batch, heads, rows = case.numpy.shape
@@ -43,6 +71,26 @@ class TestTopK:
 @given(cases())
 def test_arrival_rank(case: Case) -> None:
     assert OPS.arrival_rank(case.torch).tolist() == ORACLE.arrival_rank(case.numpy).tolist()
+
+
+@given(cases())
+def test_what_was_counted_once_is_not_taken_for_other_rows(case: Case) -> None:
+    view, rows = case.torch, case.numpy.valid & (case.numpy.positions % 2 == 0)
+    assert OPS.arrival_rank(view) is OPS.arrival_rank(view)
+    few = replace(view, valid=in_torch(rows))
+    assert OPS.arrival_rank(few).tolist() == ORACLE.arrival_rank(replace(case.numpy, valid=rows)).tolist()
+
+
+@given(cases())
+def test_a_rank_that_is_known_holds_until_rows_are_left_out(case: Case) -> None:
+    for ops, view in ((OPS, case.torch), (ORACLE, case.numpy)):
+        known = replace(view, rank=ops.arrival_rank(view) + 100, alike=True)
+        assert ops.arrival_rank(known) is known.rank
+        rows = view.valid & (view.positions % 2 == 0)
+        few, counted = known.only(rows), replace(view, valid=rows)
+        assert (few.rank, few.alike) == (None, False)
+        assert few.valid.tolist() == counted.valid.tolist()
+        assert ops.arrival_rank(few).tolist() == ops.arrival_rank(counted).tolist()
 
 
 @given(cases(), st.sampled_from([0.0, 0.2, 0.7, 1.0]))

@@ -26,10 +26,11 @@ from kvpolicy.backends.torch import TorchBackend
 pytest.importorskip("triton")
 
 from kvpolicy.backends import triton as launcher
-from kvpolicy.backends.triton import TritonBackend
+from kvpolicy.backends._triton_mass import Tiles, Tiling
+from kvpolicy.backends.triton import TILINGS, TritonBackend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SMALL = TritonBackend(tile_bytes=1)
+SMALL = TritonBackend(tiling=Tiling(Tiles(16, 16, 4, 2), Tiles(16, 16, 4, 2)))
 Arr = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -215,10 +216,44 @@ def test_a_query_that_sees_nothing_pays_nothing() -> None:
     assert not made.mass().any()
 
 
-def test_every_tile_gives_the_same() -> None:
-    made = scene(groups=1)
-    for tile_bytes in (1, 1 << 10, 1 << 15):
-        np.testing.assert_allclose(made.mass(TritonBackend(tile_bytes=tile_bytes)).numpy(), made.due(), atol=2e-5)
+@pytest.mark.parametrize("tiling", [None, *TILINGS.values(), Tiling(Tiles(32, 16, 4, 2), Tiles(16, 32, 4, 2))])
+def test_every_tile_gives_the_same(tiling: Tiling | None) -> None:
+    made = scene(groups=1, padding=(2,), rows=67, queries=66, dtype="bfloat16")
+    np.testing.assert_allclose(made.mass(TritonBackend(tiling=tiling)).numpy(), made.due(), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["a prompt", "counts", "weights"])
+def test_query_heads_that_share_no_tile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scene(**SCENES[name])
+    monkeypatch.setattr(launcher, "_FEW", 0)
+    np.testing.assert_allclose(made.mass().numpy(), made.due(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("programs", [1, 1000])
+def test_rows_that_are_split_among_programs_or_not(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scene(order="anywhere", queries=3, sinks=True, rows=70)
+    monkeypatch.setattr(launcher, "_programs", lambda device: programs)
+    np.testing.assert_allclose(made.mass().numpy(), made.due(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+def test_a_scale_that_is_not_positive(scale: float) -> None:
+    made = scene(rows=19, groups=1)
+    made = replace(made, step=replace(made.step, scale=scale))
+    np.testing.assert_allclose(made.mass().numpy(), made.due(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("group", ["mean", "max"])
+def test_log_sums_that_the_attention_gave(group: Any) -> None:
+    made = scene(order="anywhere", padding=(0, 3))
+    view, step, _ = made.on_device
+    keys = view.keys.repeat_interleave(2, 1)
+    hidden = (view.positions[:, :, None] > step.query_positions[:, None, :, None]) | ~view.valid[:, :, None]
+    logits = (step.queries @ keys.mT * step.scale).masked_fill(hidden.repeat_interleave(2, 1), -torch.inf)
+    log_sums = logits.logsumexp(-1).masked_fill(~step.query_valid[:, None], torch.nan)
+    assert (log_sums == -torch.inf).any()  # a query that counts and sees nothing
+    got = SMALL.attention_mass(view, replace(step, log_sums=log_sums), group=group)
+    np.testing.assert_allclose(got.cpu().numpy(), made.due(group=group), rtol=0, atol=2e-5)
 
 
 def test_it_is_deterministic() -> None:
@@ -259,7 +294,7 @@ def test_it_is_found_by_name_and_prints_as_its_constructor() -> None:
     made = backend_by_name("triton")
     assert made == TritonBackend()
     assert made.name == "triton"
-    assert repr(SMALL) == f"TritonBackend(chunk_elements={1 << 22}, tile_bytes=1)"
+    assert repr(SMALL).startswith(f"TritonBackend(chunk_elements={1 << 22}, tiling=Tiling(sums=Tiles(queries=16, ")
 
 
 def test_nobody_imports_it_unasked() -> None:

@@ -1,4 +1,7 @@
-"""The kernels as a GPU's compiler sees them, which needs no GPU: the interpreter accepts what the compiler refuses."""
+"""The kernels as a GPU's compiler sees them, which needs no GPU: the interpreter accepts what the compiler refuses.
+
+The compiled program also says whether its registers suffice. One that spills them to memory is not what was tuned.
+"""
 
 from __future__ import annotations
 
@@ -11,33 +14,109 @@ import pytest
 
 pytest.importorskip("triton")
 
-COMPILE = """
-from triton import compile
+PREAMBLE = """
+import re
+import subprocess
+import tempfile
+
+from triton import compile, knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvpolicy.backends._triton_mass import column_sums, log_sum_exp
+POINTERS = {
+    **dict.fromkeys("sees arrival latest least marked most order total asking anchors asked offered".split(), "*i32"),
+    **dict.fromkeys("lowest highest takers".split(), "*i32"),
+    **dict.fromkeys("positions last into earliest arrivals".split(), "*i64"),
+    **dict.fromkeys("valid counted mask taken".split(), "*i1"),
+    **dict.fromkeys("bias sinks weights sums out inverse similarity weight own key_scale value_scale".split(), "*fp32"),
+    **dict.fromkeys("key_sums value_sums".split(), "*fp32"),
+    **dict.fromkeys(["scale", "softcap"], "fp32"),
+}
+VECTORS = ["queries", "keys", "values", "out_keys", "out_values"]
+EVEN = "q_batch q_head q_row k_batch k_head k_row v_batch v_head v_row".split()
 
-FIXED = {"HEADS": 6, "GROUPS": 3, "DIM": 80, "BLOCK_S": 32, "BLOCK_D": 128, "q_column": 1, "k_column": 1}
-TYPES = {"sees": "*i32", "arrival": "*i32", "scale": "fp32", "softcap": "fp32"}
-TYPES |= dict.fromkeys(["bias", "sinks", "weights", "sums", "out"], "*fp32")
-PLAIN = dict.fromkeys(["bias", "sinks", "weights", "softcap"])
-WAYS = [
-    ("bf16", {**PLAIN, "IN_ORDER": True, "BLOCK_Q": 32}),  # a prompt
-    ("fp16", {**PLAIN, "IN_ORDER": False, "BLOCK_Q": 16, "total": 1}),  # a decode step; 1 is known to the compiler
-    ("fp32", {"IN_ORDER": True, "BLOCK_Q": 32}),  # a prompt with all that a model and a policy may ask for
-]
-for kernel in (log_sum_exp, column_sums):
-    for dtype, way in WAYS:
-        types = {**TYPES, "queries": "*" + dtype, "keys": "*" + dtype}
-        fixed = {name: value for name, value in {**FIXED, **way}.items() if name in kernel.arg_names}
-        signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in kernel.arg_names}
-        made = compile(ASTSource(kernel, signature, fixed), target=GPUTarget("cuda", 90, 32))
-        assert made.asm["ptx"]
+
+def check(kernel, dtype="bf16", warps=4, stages=2, numbers=("rows",), spills=0, **fixed):
+    types = {**POINTERS, **dict.fromkeys(VECTORS, "*" + dtype), **dict.fromkeys(numbers, "i32")}
+    fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
+    signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in kernel.arg_names}
+    whole = [["tt.divisibility", 16]]
+    attributes = {
+        (at,): whole for at, name in enumerate(kernel.arg_names) if signature[name][0] == "*" or name in EVEN
+    }
+    made = compile(
+        ASTSource(kernel, signature, fixed, attributes),
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": warps, "num_stages": stages},
+    )
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(made.asm["ptx"])
+        file.flush()
+        command = [knobs.nvidia.ptxas.path, "-v", "--gpu-name", "sm_90a", file.name, "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spilled = re.search(r"(\\d+) bytes spill stores", said)
+    assert spilled is not None and int(spilled[1]) <= spills, f"{kernel.__name__} {fixed}: {said}"
+"""
+
+MASS = """
+from kvpolicy.backends._triton_mass import DEFAULT, TILINGS, column_sums, horizons, log_sum_exp
+
+ALONE = dict(HEADS=6, GROUPS=1, STACK=1, SPLITS=1, DIM=128, BLOCK_D=128, q_column=1, k_column=1)
+PLAIN = dict(bias=None, sinks=None, weights=None, softcap=None, FOLDED=True)
+check(horizons, numbers=("total", "rows"), HEADS=6, BLOCK_Q=128, BLOCK_S=64)
+for kernel, tiles in zip((log_sum_exp, column_sums), TILINGS[DEFAULT]):
+    size = dict(BLOCK_Q=tiles.queries, BLOCK_S=tiles.rows, warps=tiles.warps, stages=tiles.stages)
+    check(kernel, numbers=("total", "rows"), **ALONE, **PLAIN, **size, IN_ORDER=True)  # a prompt
+    # A decode step; 1 is known to the compiler.
+    few = dict(BLOCK_Q=16, BLOCK_S=64, stages=3, IN_ORDER=False, **{**ALONE, "STACK": 3, "SPLITS": 8, "DIM": 80})
+    check(kernel, "fp16", **few, **PLAIN, total=1)
+own = dict(IN_ORDER=True, FOLDED=False, **{**ALONE, "GROUPS": 3})
+# A prompt with all that a model and a policy may ask for.
+check(log_sum_exp, "fp32", numbers=("total", "rows"), **own, BLOCK_Q=64, BLOCK_S=32)
+check(column_sums, "fp32", numbers=("total", "rows"), **own, BLOCK_Q=32, BLOCK_S=64)
+"""
+
+FOLD = """
+from kvpolicy.backends._triton_fold import FOLDING, FOLDINGS, fold, fold_columns, rank, survey
+
+size = FOLDINGS[FOLDING]
+lists = dict(numbers=("total", "rows"), HEADS=6, CHUNK=size.chunk, WIDE=64)
+check(rank, FEW=16, **{**lists, "numbers": ("rows",)})
+check(rank, FEW=16, arrivals=None, taken=None, **{**lists, "numbers": ("rows",)})
+shape = dict(DIM=128, BLOCK_D=128, VALUE_DIM=128, BLOCK_V=128, k_column=1, v_column=1, BLOCK=size.survivors, **lists)
+nothing = "into weight own keys values least most lowest highest takers key_sums value_sums key_scale value_scale"
+check(survey, TARGETS=1, CROWD=size.crowd, CROWDS=0, FEW=8, **shape, **dict.fromkeys(nothing.split()))
+crowds = dict(TARGETS=1, CROWD=size.crowd, CROWDS=size.chunk // size.crowd, FEW=8)
+for dtype in ("bf16", "fp32"):
+    check(survey, dtype, **shape, **crowds)
+    check(fold, dtype, MERGE_KEYS=True, warps=size.warps, key_scale=None, value_scale=None, **shape, **crowds)
+# Here the assembler, which may take 255 registers, puts a few numbers aside so that more programs fit.
+for targets in (1, 2):
+    other = {**shape, **crowds, "VALUE_DIM": 80, "TARGETS": targets, "CROWDS": targets * crowds["CROWDS"], "spills": 32}
+    check(survey, keys=None, key_sums=None, **other)
+    check(fold, MERGE_KEYS=True, warps=size.warps, **other)
+    check(fold, MERGE_KEYS=False, warps=size.warps, key_sums=None, **other)
+nothing = nothing.replace("keys values", "").split()
+check(fold, MERGE_KEYS=True, warps=size.warps, **shape, **crowds, **dict.fromkeys(nothing))
+POINTERS.update(data=("*fp32", "*i64"), out=("*fp32", "*i64"))
+check(fold_columns, SUMMED=(True, False), TARGETS=2, BLOCK=16, MANY=4, **lists)
+check(fold_columns, SUMMED=(False, False), TARGETS=1, BLOCK=16, MANY=4, into=None, **lists)
+"""
+
+NEAREST = """
+from kvpolicy.backends._triton_nearest import SEARCH, SEARCHES, lengths, nearest
+
+size = SEARCHES[SEARCH]
+head = dict(HEADS=6, DIM=128, BLOCK_D=128, k_column=1)
+check(lengths, BLOCK=32, **head)
+check(nearest, BLOCK_R=size.rows, BLOCK_A=size.anchors, warps=size.warps, stages=size.stages, **head)
+check(nearest, "fp32", BLOCK_R=16, BLOCK_A=32, **head)
 """
 
 
-def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernels", [MASS, FOLD, NEAREST], ids=["mass", "fold", "nearest"])
+def test_the_kernels_compile_for_a_gpu_and_spill_nothing(kernels: str, tmp_path: Path) -> None:
     settings = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=settings, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", PREAMBLE + kernels]
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -55,7 +55,7 @@ class AdaptiveHeads(Allocator):
         best = step.ops.top_k(
             scores,
             xp.asarray(total[:, None], device=view.positions.device),
-            replace(view, positions=positions, valid=valid),
+            replace(view, positions=positions, valid=valid, rank=None, alike=False),
         )
         counts = xp.sum(xp.astype(xp.reshape(best, (batch, heads, rows)), xp.int64), axis=-1)
         held = step.held[view.layer]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -61,7 +61,7 @@ class ByStrengthAndSkew(Allocator):
 def _by_token(layer: Scored, scores: Array, counts: Array, step: Step) -> tuple[Array, Array]:
     """The mean over the heads that hold a token, whatever slots they hold it in, [B, N]; and 1.0 where there is one."""
     xp = layer.view.xp
-    scores, valid, places = all_rows(replace(layer.view, valid=counts > 0), scores, step)
+    scores, valid, places = all_rows(layer.view.only(counts > 0), scores, step)
     batch, heads, rows = scores.shape
     scores, valid, places = (xp.reshape(data, (batch, 1, heads * rows)) for data in (scores, valid, places))
     counts, places = xp.astype(valid, scores.dtype), xp.where(valid, places, xp.full_like(places, -1))

@@ -40,6 +40,7 @@ class _Table:
     columns: dict[str, Column]
     used: int
     borrowed: bool = False  # keys and values belong to the model
+    rank: Tensor | None = None  # of a table in which nothing has moved yet
 
     @property
     def width(self) -> int:
@@ -87,7 +88,7 @@ class TorchStore(Store):
             return 0, 0
         scalars = [table.positions, table.valid, *(column.data for column in table.columns.values())]
         for vectors in (table.keys, table.values):
-            scalars += [vectors.base, vectors.last] if isinstance(vectors, Ragged) else []
+            scalars += [vectors.base, vectors.length] if isinstance(vectors, Ragged) else []
         return table.keys.data.nbytes + table.values.data.nbytes, sum(tensor.nbytes for tensor in scalars)
 
     def append(self, rows: Rows, /, *, limit: int | None = None) -> CacheView:
@@ -120,7 +121,7 @@ class TorchStore(Store):
                 self._held = self._held + count
 
     def view(self, *, near: bool = False) -> CacheView:
-        """Windows on the storage; keys and values of ragged heads are gathered."""
+        """Windows on the storage; keys and values of ragged heads are gathered when somebody looks at them."""
         table = self._filled()
         used, device = slice(table.used), table.positions.device
         keys, values = table.keys.window(table.used), table.values.window(table.used)
@@ -133,6 +134,7 @@ class TorchStore(Store):
             registers=self._registers,
             layer=self._layer,
             num_layers=self._num_layers,
+            rank=table.rank,
         )
 
     def observe(self, columns: Mapping[str, Column], /) -> None:
@@ -164,9 +166,11 @@ class TorchStore(Store):
                 table.positions[..., : table.used].masked_fill_(gone, -1)
                 table.valid[..., : table.used].masked_fill_(gone, False)
             else:
-                view = self._compact(self.view(), plan, int(kept.max()))
+                view = self.view()
+                view = self._compact(view, plan, min(int(wanted.max()), view.shape[2]))
                 self._registers = view.registers
-                self._table = _own(view, wanted)
+                self._table = _own(view, wanted, fresh=True)
+                self._table.used = int(kept.max())
             self._held = kept
 
     def select_batch(self, index: Array, /) -> None:
@@ -302,23 +306,38 @@ def _borrow(rows: Rows) -> _Table:
         columns={name: replace(column, data=column.data.clone()) for name, column in view.columns.items()},
         used=view.shape[2],
         borrowed=True,
+        rank=_in_order(rows.valid)[:, None].expand(view.shape),
     )
+
+
+def _in_order(valid: Tensor) -> Tensor:
+    """int64 [B, S]: ranks of rows that stand in order of arrival."""
+    return torch.where(valid, valid.cumsum(-1) - 1, valid.shape[-1])
 
 
 def _home(rows: CacheView, on_host: bool) -> CacheView:
     return replace(rows, keys=rows.keys.cpu(), values=rows.values.cpu()) if on_host else rows
 
 
-def _own(view: CacheView, room: HeadCounts) -> _Table:
-    """A storage for the rows of a view, with this much room for each head."""
-    keys, values = laid_out(view.keys, room), laid_out(view.values, room)
+def _own(view: CacheView, room: HeadCounts, *, fresh: bool = False) -> _Table:
+    """A storage for the rows of a view, with this much room for each head; a ``fresh`` view that fits becomes it."""
+    width = int(room.max())
+    if fresh and view.shape[2] == width and slots_for(room) == room.size * width:
+        keys: Vectors = Block(view.keys)
+        values: Vectors = Block(view.values)
+    else:
+        keys, values = laid_out(view.keys, room), laid_out(view.values, room)
     width = int(keys.room.max())
+
+    def widened(data: Tensor, empty: int) -> Tensor:
+        return data if fresh and data.shape[-1] == width else _widened(data, width, empty)
+
     return _Table(
         keys=keys,
         values=values,
-        positions=_widened(view.positions, width, -1),
-        valid=_widened(view.valid, width, 0),
-        columns={name: replace(c, data=_widened(c.data, width, 0)) for name, c in view.columns.items()},
+        positions=widened(view.positions, -1),
+        valid=widened(view.valid, 0),
+        columns={name: replace(c, data=widened(c.data, 0)) for name, c in view.columns.items()},
         used=min(width, view.shape[2]),
     )
 

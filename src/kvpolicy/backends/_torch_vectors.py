@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .._types import HeadCounts
 
-__all__ = ["Block", "Ragged", "Vectors", "laid_out", "slots_for"]
+__all__ = ["Block", "Ragged", "Vectors", "Window", "laid_out", "slots_for"]
 
 
 @final
@@ -39,26 +40,66 @@ class Block:
 @final
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """Heads of different lengths, one after another: ``data`` is [sum of room, D], and a window is gathered.
+    """Heads of different lengths, one after another: ``data`` is [sum of room, D], and a window is gathered when read.
 
-    The memory that is held is that of the rows; the window is a copy that lives for one pass of one layer.
+    The memory that is held is that of the rows; a window that was read is a copy that lives for one pass of one layer.
     """
 
     data: Tensor
     room: HeadCounts
     base: Tensor  # int64 [B, H], where each head begins
-    last: Tensor  # int64 [B, H], its last slot
+    length: Tensor  # int64 [B, H], its slots: the room, where a kernel can see it
+    nothing: Tensor  # a NaN: see `Window`
 
-    def window(self, used: int) -> Tensor:
-        """A gathered copy; slots beyond a head's room repeat its last one."""
+    def window(self, used: int) -> Window:
+        """The first slots of each head, which may end before."""
+        window = self.nothing.expand(*self.room.shape, used, self.data.shape[1]).as_subclass(Window)
+        window.ragged, window.gathered = self, None
+        return window
+
+    def gather(self, used: int) -> Tensor:
+        """[B, H, used, D], a copy; slots beyond a head's room repeat its last one."""
         slots = torch.arange(used, device=self.data.device)
-        index = self.base[..., None] + torch.minimum(slots, self.last[..., None])
+        index = self.base[..., None] + torch.minimum(slots, self.length[..., None] - 1)
         return self.data.index_select(0, index.flatten()).reshape(*self.room.shape, used, -1)
 
     def write(self, slot: Tensor, new: Tensor) -> None:
         """In place."""
         index = self.base[..., None] + slot.to(self.data.device)
         self.data[index.flatten()] = new.to(self.data).flatten(0, 2)
+
+
+@final
+class Window(Tensor):
+    """[B, H, S, D], the first slots of `Ragged` heads: a tensor whose rows are gathered at the first look at them.
+
+    So a pass that needs none, or leaves it to a kernel to read ``ragged``, copies nothing. Like the window of a `Block`
+    it is good until the storage is written again.
+
+    To torch itself it is a NaN that is repeated: what goes past ``__torch_function__`` cannot take that for rows.
+    """
+
+    ragged: Ragged
+    gathered: Tensor | None
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Anything but a question for shape, dtype or device is asked of the gathered copy."""
+        if func in _NO_LOOK:
+            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        args, kwargs = tree_map(_looked_at, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+_NO_LOOK = [Tensor.size, *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device"))]
+
+
+def _looked_at(leaf: Any) -> Any:
+    if not isinstance(leaf, Window):
+        return leaf
+    if leaf.gathered is None:
+        leaf.gathered = leaf.ragged.gather(leaf.shape[2])
+    return leaf.gathered
 
 
 Vectors: TypeAlias = Block | Ragged
@@ -84,4 +125,5 @@ def laid_out(window: Tensor, room: HeadCounts) -> Vectors:
     source = np.repeat(np.arange(heads), room.ravel()) * rows + np.minimum(slots, rows - 1)
     data = window.flatten(0, 2).index_select(0, torch.from_numpy(source).to(window.device))
     base = torch.from_numpy((ends - room.ravel()).reshape(room.shape)).to(window.device)
-    return Ragged(data, room, base, torch.from_numpy(room - 1).to(window.device))
+    length = torch.from_numpy(room).to(window.device)
+    return Ragged(data, room, base, length, nothing=data.new_full((), torch.nan))

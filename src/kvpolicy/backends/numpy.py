@@ -104,7 +104,7 @@ class NumpyStore(Store):
 
     def join(self, rows: CacheView, count: HeadCounts, /) -> None:
         """Add the rows of another table at the end; the first ones make up the table."""
-        new = replace(rows, layer=self._layer, num_layers=self._num_layers)
+        new = replace(rows, layer=self._layer, num_layers=self._num_layers, rank=None, alike=False)
         self._table = new if self._table is None else _joined(self._table, new)
 
     def select_batch(self, index: Array, /) -> None:
@@ -208,8 +208,11 @@ class NumpyBackend(Backend):
                             into[b, h, s], similarity[b, h, s] = n, cosine
         return into, similarity
 
-    def top_k(self, scores: Scores, quota: Quota, view: CacheView, /) -> KeepMask:
-        """The ``quota`` best valid rows of each head, all of them where there are no more; ties: the later arrival."""
+    def top_k(self, scores: Scores, quota: Quota, view: CacheView, /, *, surplus: int | None = None) -> KeepMask:
+        """The ``quota`` best valid rows of each head, all of them where there are no more; ties: the later arrival.
+
+        They are sorted whatever ``surplus`` promises.
+        """
         keep = np.zeros(view.shape, dtype=bool)
         for b, h in np.ndindex(*view.shape[:2]):
             best = [(float(scores[b, h, n]), int(view.positions[b, h, n]), n) for n in _valid_rows(view, b, h)]
@@ -219,6 +222,8 @@ class NumpyBackend(Backend):
 
     def arrival_rank(self, view: CacheView, /) -> Array:
         """int64 [B, H, S]: how many valid rows of the head arrived before this one; S for invalid rows."""
+        if view.rank is not None:
+            return view.rank
         rank = np.full(view.shape, view.shape[2], dtype=np.int64)
         for b, h in np.ndindex(*view.shape[:2]):
             for place, n in enumerate(_by_arrival(view, b, h, _valid_rows(view, b, h))):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .._protocols import Backend
-from .._types import CacheView, Column, KeepMask, Plan, Quota, Scores, Step
+from .._types import CacheView, Column, HeadCounts, KeepMask, Plan, Quota, Scores, Step
+from ._torch_steady import SteadyTable
 from ._torch_store import TorchStore
 
 __all__ = ["TorchBackend"]
@@ -38,6 +39,16 @@ class TorchBackend(Backend):
         """Preallocated rows that are written in place."""
         return TorchStore(layer, num_layers, compact=self.compact, on_host=on_host)
 
+    def steady_table(self, view: CacheView, room: HeadCounts, position: int, /) -> SteadyTable:
+        """Rows in tensors that stay where they are."""
+        return SteadyTable(view, room, position)
+
+    def in_place(self, data: np.ndarray[Any, Any], /, *, device: Any) -> Tensor:
+        """A copy on a device, which a recorded pass may write to."""
+        made = self.from_host(data, device=device)
+        torch._dynamo.mark_static_address(made)
+        return made
+
     def host(self, data: Tensor, /) -> np.ndarray[Any, Any]:
         """A numpy copy, bfloat16 as float32; waits for the device."""
         data = data.detach().cpu()
@@ -63,6 +74,9 @@ class TorchBackend(Backend):
         Rows of a whole pass stand at the end of the table in order, so a chunk only meets the rows that its last query
         can see; other queries, and a single one, may see rows anywhere.
         """
+        if step.shares is not None and group == "mean" and above is None:
+            told: Tensor = step.shares  # by the attention itself
+            return told if weights is None else told * weights[:, None].to(told.dtype)
         batch, heads, rows = view.shape
         queries, sees, counted = step.queries, step.asked.sees, step.query_valid
         total = queries.shape[2]
@@ -72,7 +86,8 @@ class TorchBackend(Backend):
         queries = queries.reshape(batch, heads, queries.shape[1] // heads, total, queries.shape[-1])
         bias = _log_count(view, dtype) if step.count_bias else None
         sinks = None if step.sinks is None else step.sinks.to(dtype).reshape(1, heads, -1, 1, 1)
-        mass = torch.zeros(batch, heads, queries.shape[2], rows, dtype=dtype, device=queries.device)
+        room = torch.empty if total == 1 else torch.zeros  # what a single query pays needs no adding up
+        mass = room(batch, heads, queries.shape[2], rows, dtype=dtype, device=queries.device)
         chunk = max(1, self.chunk_elements // max(1, batch * heads * queries.shape[2] * rows))
         for start in range(0, total, chunk):
             stop = min(start + chunk, total)
@@ -96,7 +111,10 @@ class TorchBackend(Backend):
             shares.masked_fill_(silent, 0.0)
             if weights is not None:
                 shares *= weights[:, None, None, start:stop, None].to(dtype)
-            mass[..., :seen] += shares.sum(-2)
+            if total == 1:
+                mass = shares.squeeze(-2)
+            else:
+                mass[..., :seen] += shares.sum(-2)
         return mass.mean(2) if group == "mean" else mass.amax(2)
 
     def most_similar(self, view: CacheView, rows: KeepMask, anchors: KeepMask, /) -> tuple[Tensor, Tensor]:
@@ -125,9 +143,16 @@ class TorchBackend(Backend):
             similarity.scatter_(-1, place, value)
         return into, similarity
 
-    def top_k(self, scores: Scores, quota: Quota, view: CacheView, /) -> KeepMask:
-        """Sort by (score, arrival) and keep the first ``quota``; invalid rows sort last."""
+    def top_k(self, scores: Scores, quota: Quota, view: CacheView, /, *, surplus: int | None = None) -> KeepMask:
+        """Sort by (score, arrival) and keep the first ``quota``; invalid rows sort last.
+
+        Where ``surplus`` says that a head has one row too many at most, that one is looked for and nothing is sorted.
+        """
+        if surplus == 0:
+            return view.valid.clone()
         quota = torch.as_tensor(quota, device=scores.device)
+        if surplus == 1:
+            return _all_but_the_worst(scores, quota, view)
         arrival = torch.where(view.valid, view.positions, -1)
         order = arrival.argsort(dim=-1, descending=True, stable=True)
         valued = torch.where(view.valid, scores, -torch.inf).gather(-1, order)
@@ -136,8 +161,15 @@ class TorchBackend(Backend):
 
     def arrival_rank(self, view: CacheView, /) -> Tensor:
         """Ranks by one sort of the positions."""
-        rank = _inverse(torch.where(view.valid, view.positions, _FAR).argsort(dim=-1))
-        return torch.where(view.valid, rank, view.shape[2])
+        known: Tensor | None = view.rank
+        if known is not None:
+            return known
+        counted = vars(view)  # beside the fields: asked again, this very view knows, and nothing that is made of it
+        if "_counted" not in counted:
+            rank = _inverse(torch.where(view.valid, view.positions, _FAR).argsort(dim=-1))
+            counted["_counted"] = torch.where(view.valid, rank, view.shape[2])
+        ranks: Tensor = counted["_counted"]
+        return ranks
 
     def nearest_position(self, view: CacheView, keep: KeepMask, /) -> Tensor:
         """Binary search among the kept positions."""
@@ -231,6 +263,18 @@ class _Folding:
         moved = whole.data[..., None] * (self.goes.to(dtype) / self.targets).to(dtype)
         out.scatter_add_(-1, self.target.flatten(2), moved.flatten(2))
         return replace(survivors, data=out[..., :-1])
+
+
+def _all_but_the_worst(scores: Tensor, quota: Tensor, view: CacheView) -> Tensor:
+    """bool [B, H, S]: the valid rows without the worst, the earliest of several, of each head above its quota."""
+    lowest = torch.where(view.valid, scores, torch.inf).amin(-1, keepdim=True)
+    # Not by equality, so that a head whose scores are NaN, if nobody checks them, still gives up a row that it has.
+    arrival = torch.where(view.valid & ~(scores > lowest), view.positions, _FAR)
+    over = view.valid.sum(-1, keepdim=True) > quota[..., None]
+    # Positions differ, so this is one row: compared, not scattered to, which a compiler makes part of one kernel.
+    worst = torch.where(over, arrival.amin(-1, keepdim=True), -1)
+    kept: Tensor = view.valid & (view.positions != worst)
+    return kept
 
 
 def _hidden(view: CacheView, sees: Tensor, seen: int) -> Tensor:

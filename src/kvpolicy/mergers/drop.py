@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from .._protocols import Merger
 from .._repr import constructor_repr
@@ -16,6 +16,8 @@ __all__ = ["Drop"]
 @dataclass(frozen=True, slots=True)
 class Drop(Merger):
     """Rows that are not kept are gone."""
+
+    alike_heads: ClassVar[bool] = True
 
     __repr__ = constructor_repr
 

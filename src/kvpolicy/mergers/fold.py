@@ -54,6 +54,11 @@ class Fold(Merger):
         return any(bool(getattr(half, "needs_groups", False)) for half in (self.assign, self.weigh))
 
     @property
+    def alike_heads(self) -> bool:
+        """Whether heads that hold and keep the same tokens, none of them merged before, get the same plan."""
+        return all(bool(getattr(half, "alike_heads", False)) for half in (self.assign, self.weigh))
+
+    @property
     def needs_count_bias(self) -> bool:
         """Whether the weigher relies on counts in the attention."""
         return bool(getattr(self.weigh, "needs_count_bias", False))

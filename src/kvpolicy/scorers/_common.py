@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias
 
 from .._heads import all_rows, own_rows
+from .._placed import placed
 from .._protocols import Backend
 from .._tokens import numbered
 from .._types import Array, CacheView, Scores, Step
@@ -19,6 +20,8 @@ def over_heads(view: CacheView, scores: Scores, heads: Heads, step: Step) -> Sco
     if heads == "each":
         return scores
     xp = view.xp
+    if view.alike:
+        return xp.broadcast_to(xp.mean(step.heads.all(scores), axis=1, keepdims=True), view.shape)
     scores, valid, positions = all_rows(view, scores, step)
     shape = tuple(scores.shape)
     mean = xp.broadcast_to(xp.mean(scores, axis=1, keepdims=True), shape)
@@ -46,9 +49,7 @@ def mean_by_token(xp: Any, ops: Backend, scores: Array, valid: Array, positions:
 
 def arrival(view: CacheView, step: Step) -> Array:
     """How many tokens of its batch row arrived before each row, float32 [B, H, S]: as if there were no padding."""
-    xp, positions = view.xp, view.positions
-    padding = xp.asarray(step.padding, dtype=xp.int64, device=positions.device)
-    return xp.astype(positions - padding[:, None, None], xp.float32)
+    return view.xp.astype(view.positions - placed(view, step.padding)[:, None, None], view.xp.float32)
 
 
 def wide(xp: Any, data: Array) -> Array:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from .._protocols import ImportanceScorer, Observer
 from .._types import CacheView, Column, Step
 
-__all__ = ["columns_of", "needs_rotate", "observed_by", "window_of"]
+__all__ = ["alike_heads", "columns_of", "needs_rotate", "observed_by", "window_of"]
 
 
 def observed_by(scorer: object, view: CacheView, step: Step) -> Mapping[str, Column]:
@@ -26,6 +26,11 @@ def window_of(scorer: ImportanceScorer) -> int:
     # Not by isinstance(scorer, Windowed), which on Python 3.11 reads it too: wrappers in wrappers would never end.
     window: int = getattr(scorer, "window", 1)
     return window
+
+
+def alike_heads(scorer: ImportanceScorer) -> bool:
+    """Whether it scores heads that hold the same tokens alike."""
+    return bool(getattr(scorer, "alike_heads", False))
 
 
 def needs_rotate(scorer: ImportanceScorer) -> bool:

@@ -54,6 +54,11 @@ class AttentionMass(ImportanceScorer, Observer):
             raise PolicyError(f"AttentionMass(decay={self.decay!r}): an average that nothing moves. Hint: decay=0.9.")
 
     @property
+    def alike_heads(self) -> bool:
+        """With the mean over heads."""
+        return self.heads == "mean"
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """What `observe` gives."""
         return {"sum": ("mass",), "mean": ("mass", "asked"), "moving": (self._moving,)}[self.reduce]

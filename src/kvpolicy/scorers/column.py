@@ -41,6 +41,11 @@ class ColumnScore(ImportanceScorer):
             raise PolicyError(f"ColumnScore(name={name!r}): name must be that of a column, such as 'count'.")
         check_choice("ColumnScore", "heads", self.heads, ("each", "mean"))
 
+    @property
+    def alike_heads(self) -> bool:
+        """With the mean over heads."""
+        return self.heads == "mean"
+
     def score(self, view: CacheView, step: Step, /) -> Scores:
         """The column in float32 or wider.
 

@@ -45,6 +45,11 @@ class EliteMass(ImportanceScorer):
         check_share("EliteMass", "threshold", self.threshold, zero=True)
         check_choice("EliteMass", "heads", self.heads, ("each", "mean"))
 
+    @property
+    def alike_heads(self) -> bool:
+        """With the mean over heads."""
+        return self.heads == "mean"
+
     def score(self, view: CacheView, step: Step, /) -> Scores:
         """Two passes over the logits: of the last query, and of the window's."""
         latest = step.latest(self.window)

@@ -45,6 +45,11 @@ class PostImageMass(ImportanceScorer, Observer):
         check_share("PostImageMass", "threshold", self.threshold)
 
     @property
+    def alike_heads(self) -> bool:
+        """With the mean over heads."""
+        return self.heads == "mean"
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """What `observe` gives."""
         return ("after_image", strong_at(self.threshold), "asked_after")

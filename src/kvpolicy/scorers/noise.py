@@ -30,6 +30,7 @@ class Noise(ImportanceScorer):
 
     seed: int = 0
 
+    alike_heads: ClassVar[bool] = True
     reads_vectors: ClassVar[bool] = False
 
     __repr__ = constructor_repr

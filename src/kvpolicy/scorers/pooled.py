@@ -13,7 +13,7 @@ from .._protocols import CrossLayer, ImportanceScorer, Observer
 from .._repr import constructor_repr
 from .._types import Array, CacheView, Column, Scores, Step
 from ._common import wide
-from ._wrapped import columns_of, needs_rotate, observed_by, window_of
+from ._wrapped import alike_heads, columns_of, needs_rotate, observed_by, window_of
 
 __all__ = ["Pooled"]
 
@@ -53,6 +53,11 @@ class Pooled(ImportanceScorer, Observer):
                 f"Pooled(scorer={self.scorer!r}): its scores are made once all layers are scored, after pooling. "
                 f"Hint: the other way round, Shared(Pooled(...))."
             )
+
+    @property
+    def alike_heads(self) -> bool:
+        """As the scorer."""
+        return alike_heads(self.scorer)
 
     @property
     def columns(self) -> tuple[str, ...] | None:

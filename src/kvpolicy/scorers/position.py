@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import numpy as np
-
 from .._check import check_count
+from .._placed import placed
 from .._protocols import ImportanceScorer
 from .._repr import constructor_repr
 from .._types import CacheView, Scores, Step
@@ -21,6 +20,7 @@ __all__ = ["FixedPoint", "Recency"]
 class Recency(ImportanceScorer):
     """The later a row arrived, the higher its score: the window of StreamingLLM (arXiv 2309.17453)."""
 
+    alike_heads: ClassVar[bool] = True
     reads_vectors: ClassVar[bool] = False
 
     __repr__ = constructor_repr
@@ -47,6 +47,7 @@ class FixedPoint(ImportanceScorer):
     distance: int = 25
     first: int = 1
 
+    alike_heads: ClassVar[bool] = True
     reads_vectors: ClassVar[bool] = False
 
     __repr__ = constructor_repr
@@ -58,8 +59,6 @@ class FixedPoint(ImportanceScorer):
     def score(self, view: CacheView, step: Step, /) -> Scores:
         """+inf for the frozen rows, the tokens that arrived before for the others."""
         xp = view.xp
-        point = np.maximum(step.heads.own(step.prompt_kept) - self.distance, self.first)
-        point = xp.asarray(point, dtype=xp.int64, device=view.positions.device)
-        frozen = step.ops.arrival_rank(view) < point[..., None]
-        order = arrival(view, step)
-        return xp.where(frozen, xp.full_like(order, float("inf")), order)
+        point = (step.heads.own(step.prompt_kept) - self.distance).clip(self.first)
+        frozen = step.ops.arrival_rank(view) < placed(view, point)[..., None]
+        return xp.where(frozen, float("inf"), arrival(view, step))

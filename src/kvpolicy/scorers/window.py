@@ -43,6 +43,11 @@ class WindowMass(ImportanceScorer):
         check_choice("WindowMass", "heads", self.heads, ("each", "mean"))
         check_choice("WindowMass", "keep_window", self.keep_window, (True, False))
 
+    @property
+    def alike_heads(self) -> bool:
+        """With the mean over heads."""
+        return self.heads == "mean"
+
     def score(self, view: CacheView, step: Step, /) -> Scores:
         """One more pass over the logits of these queries."""
         xp, latest = view.xp, step.latest(self.window)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from .._check import check_number, check_share
@@ -78,7 +78,7 @@ class Clusters(Selector):
         joined = view.valid & xp.take_along_axis(joined, place, axis=-1)
         similarity = xp.take_along_axis(_to_next(view, order), place, axis=-1)
         if self.epsilon is None:
-            return step.ops.top_k(similarity, held - quota, replace(view, valid=joined))
+            return step.ops.top_k(similarity, held - quota, view.only(joined))
         return joined & (similarity > self.epsilon) & (held > quota)[..., None]
 
     def _alone(self, scored: Scored, quota: Array, rank: Array, held: Array, step: Step) -> KeepMask:
@@ -89,8 +89,7 @@ class Clusters(Selector):
         # Each row that stays inside the others cuts a run in two, so it costs two rows of the quota.
         best = xp.minimum(_share(self.top, quota, xp), (quota - last - 1) // 2)
         late = view.valid & (rank >= (held - last)[..., None])
-        others = replace(view, valid=view.valid & ~late)
-        return late | step.ops.top_k(scored.scores, xp.maximum(best, none), others)
+        return late | step.ops.top_k(scored.scores, xp.maximum(best, none), view.only(view.valid & ~late))
 
 
 def _share(share: float, quota: Array, xp: Any) -> Array:

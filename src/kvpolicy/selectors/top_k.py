@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import final
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
 
 from .._check import check_choice, check_count, check_share
+from .._namespace import namespace
+from .._placed import placed
 from .._protocols import Selector
 from .._repr import constructor_repr
 from .._types import TEXT, Array, CacheView, KeepMask, Quota, Scored, Selection, Step
@@ -34,6 +36,8 @@ class TopK(Selector):
     recent: float = 0.0
     text: bool = False
 
+    alike_heads: ClassVar[bool] = True
+
     __repr__ = constructor_repr
 
     def __post_init__(self) -> None:
@@ -50,28 +54,40 @@ class TopK(Selector):
     def select(self, scored: Scored, quota: Quota, step: Step, /) -> Selection:
         """Protected rows, then the best of the others."""
         view, xp = scored.view, scored.view.xp
-        quota = xp.asarray(quota, dtype=xp.int64, device=view.positions.device)
-        if self == TopK():
-            return Selection(step.ops.top_k(scored.scores, quota, view))
-        rank = step.ops.arrival_rank(view)
-        held = xp.sum(xp.astype(view.valid, xp.int64), axis=-1)
-        # The recent share is taken from what other protected rows leave, so that it never pushes the quota up.
-        share = xp.astype(xp.floor(self.recent * xp.astype(quota, xp.float64)), xp.int64)
-        share = xp.minimum(share, quota - self.first)
-        last = xp.maximum(share, xp.full_like(quota, self.last))
-        protected = (rank < self.first) | (rank >= (held - last)[..., None])
-        registers: dict[str, Array] = {}
+        if not (self.first or self.last or self.recent or self.text):
+            return Selection(step.ops.top_k(scored.scores, placed(view, quota), view, surplus=step.surplus))
+        others = self._inner(view, self._last(view, quota), step)
+        protected = view.valid & ~others
+        quota, registers = placed(view, quota), {}
         if self.text:
             text, registers["image"] = self._text(view, step)
-            always = (text | (rank < self.first) | (rank >= (held - self.last)[..., None])) & view.valid
-            room = xp.maximum(quota - xp.sum(xp.astype(always, xp.int64), axis=-1), xp.zeros_like(quota))
-            late = replace(view, valid=view.valid & protected & ~always)
-            protected = always | step.ops.top_k(xp.astype(rank, xp.float32), room, late)
-        protected = protected & view.valid
-        left = quota - xp.sum(xp.astype(protected, xp.int64), axis=-1)
-        others = replace(view, valid=view.valid & ~protected)
-        best = step.ops.top_k(scored.scores, xp.maximum(left, xp.zeros_like(left)), others)
+            always = view.valid & (text | ~self._inner(view, self.last, step))
+            late = view.only(protected & ~always)
+            rank = xp.astype(step.ops.arrival_rank(view), xp.float32)
+            protected = always | step.ops.top_k(rank, quota - _number(always, xp), late)
+            others = view.valid & ~protected
+        # Protected rows take no more from the quota than from what is held: the others have no larger surplus.
+        left = quota - _number(protected, xp)
+        best = step.ops.top_k(scored.scores, left, view.only(others), surplus=step.surplus)
         return Selection(protected | best, registers=registers)
+
+    def _last(self, view: CacheView, quota: Quota) -> Array:
+        """How many of the most recent rows are protected: one number for all heads, or int64 [B, H, 1]."""
+        if not self.recent:
+            return self.last
+        xp = namespace(quota)  # where the quota is, which mostly is the host
+        share = xp.astype(xp.floor(self.recent * xp.astype(quota, xp.float64)), xp.int64)
+        # It is taken from what other protected rows leave, so that it never pushes the quota up.
+        share = xp.minimum(share, quota - self.first)
+        return placed(view, xp.maximum(share, xp.full_like(share, self.last)))[..., None]
+
+    def _inner(self, view: CacheView, last: Array, step: Step) -> KeepMask:
+        """The valid rows between the first and the last ones, bool [B, H, S]."""
+        xp, rank = view.xp, step.ops.arrival_rank(view)
+        begun = (rank >= self.first) & view.valid if self.first else view.valid
+        if isinstance(last, int) and last == 0:
+            return begun
+        return begun & (rank < _number(view.valid, xp)[..., None] - last)
 
     def _text(self, view: CacheView, step: Step) -> tuple[KeepMask, Array]:
         """Text rows of batch rows that hold an image, or did, bool [B, H, S]; and which did, [B, H]."""
@@ -83,3 +99,8 @@ class TopK(Selector):
             image = image | (view.registers["image"] == 1)[..., None]
         ever = xp.broadcast_to(image[..., 0], view.shape[:2])
         return image & (segment == TEXT), xp.where(ever, xp.ones_like(ever, dtype=xp.float32), xp.nan)
+
+
+def _number(rows: KeepMask, xp: Any) -> Array:
+    """int64 [B, H]: rows of each head."""
+    return xp.sum(rows, axis=-1, dtype=xp.int64)

@@ -222,16 +222,25 @@ class RemembersRanks(Dense):
 class TiesByMemory(Dense):
     """Of rows with equal scores the one that lies first in memory stays."""
 
-    def top_k(self, scores: Tensor, quota: Any, view: CacheView, /) -> Tensor:
+    def top_k(self, scores: Tensor, quota: Any, view: CacheView, /, *, surplus: int | None = None) -> Tensor:
         slots = torch.arange(view.shape[2], 0, -1).expand(view.shape)
-        return super().top_k(scores, quota, replace(view, positions=slots))
+        return super().top_k(scores, quota, replace(view, positions=slots), surplus=surplus)
 
 
 class TiesToTheEarlier(Dense):
     """Of rows with equal scores the earlier one stays."""
 
-    def top_k(self, scores: Tensor, quota: Any, view: CacheView, /) -> Tensor:
-        return super().top_k(scores, quota, replace(view, positions=view.positions.max() - view.positions))
+    def top_k(self, scores: Tensor, quota: Any, view: CacheView, /, *, surplus: int | None = None) -> Tensor:
+        early = replace(view, positions=view.positions.max() - view.positions)
+        return super().top_k(scores, quota, early, surplus=surplus)
+
+
+class NoneToSpare(Dense):
+    """Where no head has more than one row too many, every head loses its worst one."""
+
+    def top_k(self, scores: Tensor, quota: Any, view: CacheView, /, *, surplus: int | None = None) -> Tensor:
+        less = view.valid.sum(-1) - 1
+        return super().top_k(scores, less if surplus == 1 else quota, view, surplus=surplus)
 
 
 class RankBySlot(Dense):
@@ -389,6 +398,7 @@ MUTANTS = (
     Mutant("remembers-ranks", RemembersRanks, law="request_isolated"),
     Mutant("top-k-ties-by-memory", TiesByMemory, law="slot_equivariant"),
     Mutant("top-k-ties-to-the-earlier", TiesToTheEarlier, law="agrees_with_numpy"),
+    Mutant("top-k-with-none-to-spare", NoneToSpare, law="agrees_with_numpy"),
     Mutant("rank-by-slot", RankBySlot, law="slot_equivariant"),
     Mutant("rank-from-one", RankFromOne, law="agrees_with_numpy"),
     Mutant("nearest-ties-to-the-later", TiesToTheLater, law="agrees_with_numpy"),

@@ -100,10 +100,10 @@ def turn_is_decoding(session: Any, now: Any) -> Phase:
     return Phase.PREFILL if now.start < session._prompt_length or now.start == 0 else Phase.DECODE
 
 
-def observed_twice(policy: Policy, view: CacheView, step: Any, observe: Any = _engine.observe) -> Any:
+def observed_twice(observers: Any, view: CacheView, step: Any, observed_by: Any = _engine.observed_by) -> Any:
     """A prompt is observed for the prompt, and again for decoding."""
-    columns = observe(policy, view, step)
-    return observe(policy, view.with_columns(columns), step) if step.phase is Phase.PREFILL else columns
+    columns = observed_by(observers, view, step)
+    return observed_by(observers, view.with_columns(columns), step) if step.phase is Phase.PREFILL else columns
 
 
 def registers_stay(store: Any, clear: Any = TorchStore.clear) -> None:
@@ -278,7 +278,7 @@ MUTANTS = (
         law="agrees_with_model",
         patches=((Session, "_phase", turn_is_decoding),),
     ),
-    Mutant("observed-twice", both, law="agrees_with_model", patches=((_engine, "observe", observed_twice),)),
+    Mutant("observed-twice", both, law="agrees_with_model", patches=((_engine, "observed_by", observed_twice),)),
     Mutant(
         "registers-stay",
         gated,

@@ -89,6 +89,7 @@ def on_meta(view: CacheView) -> CacheView:
         positions=view.positions.to("meta"),
         valid=view.valid.to("meta"),
         columns={name: replace(column, data=column.data.to("meta")) for name, column in view.columns.items()},
+        rank=None if view.rank is None else view.rank.to("meta"),
     )
 
 

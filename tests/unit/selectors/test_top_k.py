@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scenes import Place, Scene, make_scene
+from hypothesis import given
+from hypothesis import strategies as st
+from scenes import Place, Scene, make_scene, scenes
 
 from kvpolicy import IMAGE, TEXT, Column, MissingColumnError, Quota, TopK
 
@@ -27,6 +29,28 @@ def kept(select: TopK, made: Scene, quota: int) -> list[list[int]]:
     rows: Quota = np.full((2, 1), quota)
     keep = made.host(select.select(made.scored, rows, made.asked).keep).astype(bool)
     return [sorted(made.view.positions[b, 0, keep[b, 0]].tolist()) for b in range(2)]
+
+
+@given(
+    scenes(),
+    st.builds(TopK, first=st.integers(0, 3), last=st.integers(0, 3), recent=st.sampled_from([0.0, 0.5, 1.0])),
+    st.integers(0, 2),
+    st.booleans(),
+)
+def test_a_known_surplus_and_known_ranks_change_nothing(made: Scene, select: TopK, surplus: int, text: bool) -> None:
+    rng = np.random.default_rng(surplus)
+    if text:
+        segment = Column(rng.integers(0, 2, made.view.shape))
+        select, made = replace(select, text=True), replace(made, view=made.view.with_columns({"segment": segment}))
+    held = made.view.valid.sum(-1)
+    quota = np.maximum(held - rng.integers(-1, surplus + 1, held.shape), 0)
+    due = select.select(made.scored, quota, made.asked).keep
+    scored = made.scored
+    known = replace(scored, view=replace(scored.view, rank=made.asked.ops.arrival_rank(scored.view)))
+    for told in (scored, known):
+        for told_quota in (quota, made.place.array(quota)):  # of the host, or of the device
+            keep = select.select(told, told_quota, replace(made.asked, surplus=surplus)).keep
+            assert made.host(keep).tolist() == made.host(due).tolist()
 
 
 @pytest.mark.parametrize("place", [Place("numpy", "float64"), Place("torch", "float32")], ids=repr)

@@ -27,6 +27,7 @@ class NearestPosition(Assigner):
         last: kept rows at the end that nothing is folded into.
     """
 
+    alike_heads: ClassVar[bool] = True
     gives_similarity: ClassVar[bool] = False
 
     first: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from ..._protocols import Weigher
 from ..._repr import constructor_repr
@@ -22,6 +22,8 @@ class Mean(Weigher):
     ``(K_a + sum K_i) / (1 + m)`` of Elastic Cache (arXiv 2407.18121, section 3.2). Convex: the weights of a kept row
     are non-negative and sum to 1. With several targets a row's count is split evenly among them.
     """
+
+    alike_heads: ClassVar[bool] = True
 
     __repr__ = constructor_repr
 

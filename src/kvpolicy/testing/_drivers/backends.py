@@ -30,6 +30,8 @@ def verbs(component: Any, scene: Scene, ops: Backend, device: str | None) -> Out
         into, similarity = component.most_similar(view, leaves, keep)
         near = component.nearest_position(view, keep)
         plan = _plan(view, keep, into, near)
+        held = layer.valid.sum(axis=-1)
+        most = np.maximum(held - layer.quota % 2, 0)  # some heads have one row too many
         lately, often = _few_queries(step, component, device)
         sinks = component.from_host(scene.sinks[number], device=device)
         shaped = replace(step, softcap=1.5, sinks=sinks, query_reach=step.query_positions + 1)
@@ -48,7 +50,9 @@ def verbs(component: Any, scene: Scene, ops: Backend, device: str | None) -> Out
             "most_similar": where(into),
             "similarity": host(similarity),
             "top_k": host(component.top_k(entry.scores, layer.quota, view)).astype(np.int64),
+            "top_k(surplus=1)": host(component.top_k(entry.scores, most, view, surplus=1)).astype(np.int64),
             "arrival_rank": host(component.arrival_rank(view)),
+            "arrival_rank, known": host(component.arrival_rank(replace(view, rank=component.arrival_rank(entry.view)))),
             "nearest_position": where(near),
             "segment_sum": host(component.segment_sum(plan.weight, plan.into)),
         }
