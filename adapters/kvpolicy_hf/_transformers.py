@@ -281,17 +281,22 @@ def policy_mask(
 def steady_mask(*, batch_size: int, kv_length: int, q_offset: Any, device: Any, **kwargs: Any) -> Tensor:
     """The mask of a pass that decodes in place, whose shape never changes: bool [B, 1, 1, 1], as if it were made.
 
-    `generate` makes it beside the compiled pass, and has waited for the token before: here is where one can count.
+    `generate` makes it beside the compiled pass, and has waited for the token before: here is where one can count, but
+    not while a pass is traced or recorded.
 
     Raises:
         CacheError: if there is no room for this token: ``kv_length`` is what the request may have.
     """
-    if not torch.compiler.is_compiling() and int(q_offset) >= kv_length:
+    if not (torch.compiler.is_compiling() or _is_recorded()) and int(q_offset) >= kv_length:
         raise CacheError(
             f"compile_decode(max_length={kv_length}): this is token {int(q_offset) + 1}. Hint: a larger max_length, of "
             f"all tokens with their padding."
         )
     return torch.ones(batch_size, 1, 1, 1, dtype=torch.bool, device=device)
+
+
+def _is_recorded() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def plain_attention(

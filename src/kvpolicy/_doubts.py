@@ -22,7 +22,10 @@ class Doubts:
         self._open: list[tuple[Array, Callable[[], PlanError]]] = []
 
     def add(self, wrong: Array, error: Callable[[], PlanError]) -> None:
-        """To be raised, unless ``wrong`` (bool, no dimension) turns out to be False."""
+        """To be raised, unless ``wrong`` (bool, no dimension) turns out to be False.
+
+        ``error`` must not hold a table: it would be kept until the last layer has been run.
+        """
         self._open.append((wrong, error))
 
     def settle(self) -> None:

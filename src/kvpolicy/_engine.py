@@ -305,16 +305,11 @@ def of_all_heads(made: Any, view: CacheView) -> Any:
 
 def _doubt_keep(pipeline: Pipeline, view: CacheView, selected: KeepMask, kept: KeepMask, doubts: Doubts) -> None:
     """That padding stays, or that other rows stay than were selected."""
-
-    def padding() -> PlanError:
-        return PlanError(f"selection of {_at(pipeline.select, view)} keeps padding or an empty slot.")
-
-    def others() -> PlanError:
-        return PlanError(f"plan of {_at(pipeline.merge, view)} does not keep the rows that were selected.")
-
-    doubts.add(view.xp.any(selected & ~view.valid), padding)
+    padding = f"selection of {_at(pipeline.select, view)} keeps padding or an empty slot."
+    others = f"plan of {_at(pipeline.merge, view)} does not keep the rows that were selected."
+    doubts.add(view.xp.any(selected & ~view.valid), lambda: PlanError(padding))
     if kept is not selected:
-        doubts.add(view.xp.any(kept != selected), others)
+        doubts.add(view.xp.any(kept != selected), lambda: PlanError(others))
 
 
 def _doubt_alike(pipeline: Pipeline, scored: Scored, keep: KeepMask, step: Step, doubts: Doubts) -> None:
@@ -327,12 +322,12 @@ def _doubt_alike(pipeline: Pipeline, scored: Scored, keep: KeepMask, step: Step,
 
     known = xp.where(view.valid, scored.scores, xp.zeros_like(scored.scores))
     unlike = differ(known)  # of the selector nothing else is asked, unless processes share the heads
+    scorer, selector = _at(pipeline.score, view), _at(pipeline.select, view)
 
     def error() -> PlanError:
-        stage = pipeline.score if bool(unlike) else pipeline.select
         return PlanError(
-            f"{_at(stage, view)} says alike_heads = True, and does not treat heads alike that hold the same tokens. "
-            f"Hint: leave alike_heads out."
+            f"{scorer if bool(unlike) else selector} says alike_heads = True, and does not treat heads alike that hold "
+            f"the same tokens. Hint: leave alike_heads out."
         )
 
     doubts.add(unlike if step.heads.parts == 1 else unlike | differ(keep), error)
@@ -374,13 +369,13 @@ def _check_scores(pipeline: Pipeline, scores: Any, view: CacheView, step: Step, 
         raise PlanError(f"scores of {_at(pipeline.score, view)} have dtype {scores.dtype}; they must be floating.")
     if not check:
         return
-    nan = xp.isnan(scores) & view.valid
+    nan, host, where = xp.isnan(scores) & view.valid, step.ops.host, _at(pipeline.score, view)
 
     def error() -> PlanError:
-        found = step.ops.host(nan)
+        found = host(nan)
         row, head, slot = (int(i[0]) for i in np.nonzero(found))
         return PlanError(
-            f"scores of {_at(pipeline.score, view)} are NaN (first at batch row {row}, head {head}, row {slot}, "
+            f"scores of {where} are NaN (first at batch row {row}, head {head}, row {slot}, "
             f"{int(np.sum(found))} in all). Hint: -inf marks a row as worthless, NaN means nothing."
         )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from driving import Request, drive, make_request
@@ -128,3 +131,18 @@ def test_the_first_of_several_errors_is_raised() -> None:
     with pytest.raises(PlanError, match="number 1"):
         doubts.settle()
     doubts.settle()  # each is raised once
+
+
+@pytest.mark.parametrize("policy", [elastic_cache(keep=0.4), h2o(keep=0.4)], ids=["elastic_cache", "h2o"])
+def test_no_table_is_kept_for_the_checks(policy: Policy) -> None:
+    """A prompt's rows are gone as soon as their layer was planned, not when the last layer has been run."""
+    session = Session(policy, backend_by_name("torch"), 2, check=True)
+    places = torch.arange(20)[None]
+    now = Pass(0, places, places >= 0, np.array([20]), {})
+    keys, values, queries = (torch.randn(1, 2, 20, 4) for _ in range(3))
+    session.append(0, keys, values, now)
+    session.advance(0, queries, 0.5, now)
+    gone = [weakref.ref(data) for data in (keys, values)]
+    del keys, values
+    gc.collect()
+    assert [data() for data in gone] == [None, None]

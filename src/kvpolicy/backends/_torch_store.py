@@ -40,7 +40,7 @@ class _Table:
     columns: dict[str, Column]
     used: int
     borrowed: bool = False  # keys and values belong to the model
-    rank: Tensor | None = None  # of a table in which nothing has moved yet
+    rank: Tensor | None = None  # int64 [B, 1, S], of a table in which nothing has moved yet
 
     @property
     def width(self) -> int:
@@ -87,6 +87,7 @@ class TorchStore(Store):
         if (table := self._table) is None:
             return 0, 0
         scalars = [table.positions, table.valid, *(column.data for column in table.columns.values())]
+        scalars += [] if table.rank is None else [table.rank]
         for vectors in (table.keys, table.values):
             scalars += [vectors.base, vectors.length] if isinstance(vectors, Ragged) else []
         return table.keys.data.nbytes + table.values.data.nbytes, sum(tensor.nbytes for tensor in scalars)
@@ -134,7 +135,7 @@ class TorchStore(Store):
             registers=self._registers,
             layer=self._layer,
             num_layers=self._num_layers,
-            rank=table.rank,
+            rank=None if table.rank is None else table.rank.expand(table.positions.shape),
         )
 
     def observe(self, columns: Mapping[str, Column], /) -> None:
@@ -306,7 +307,7 @@ def _borrow(rows: Rows) -> _Table:
         columns={name: replace(column, data=column.data.clone()) for name, column in view.columns.items()},
         used=view.shape[2],
         borrowed=True,
-        rank=_in_order(rows.valid)[:, None].expand(view.shape),
+        rank=_in_order(rows.valid)[:, None],
     )
 
 

@@ -125,5 +125,5 @@ def laid_out(window: Tensor, room: HeadCounts) -> Vectors:
     source = np.repeat(np.arange(heads), room.ravel()) * rows + np.minimum(slots, rows - 1)
     data = window.flatten(0, 2).index_select(0, torch.from_numpy(source).to(window.device))
     base = torch.from_numpy((ends - room.ravel()).reshape(room.shape)).to(window.device)
-    length = torch.from_numpy(room).to(window.device)
+    length = torch.tensor(room, device=window.device)
     return Ragged(data, room, base, length, nothing=data.new_full((), torch.nan))
