@@ -84,4 +84,4 @@ wheel-check: setup
 
 clean:
 	rm -rf build dist site .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find adapters docs examples scripts src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find adapters benchmarks docs examples scripts src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,7 +29,7 @@ def backend_for_model(model: PreTrainedModel, name: str | None) -> tuple[Backend
                 f"PolicyCache(backend={name!r}): a model's cache takes one of the backends {', '.join(_OF_TENSORS)}."
             )
         return backend_by_name(name), ""
-    if model.device.type != "cuda":
+    if model.device.type != "cuda" or not torch.cuda.is_available():
         return backend_by_name("torch"), ""
     if model.dtype not in _KERNELS_TAKE:
         return backend_by_name("torch"), f"triton does not serve {model.dtype}"

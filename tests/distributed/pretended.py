@@ -23,8 +23,9 @@ _TO_HOST = {Tensor.numpy, Tensor.__array__}
 
 
 def place_of(tensor: Tensor) -> torch.device:
-    """Where it is said to be."""
-    return getattr(tensor, _PLACE, CPU)
+    """Where it is said to be: a window on ragged heads, where these are."""
+    ragged = getattr(tensor, "ragged", None)
+    return getattr(tensor, _PLACE, CPU) if ragged is None else place_of(ragged.data)
 
 
 def place(tensor: Tensor, device: torch.device) -> Tensor:
