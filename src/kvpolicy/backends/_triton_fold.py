@@ -53,7 +53,7 @@ FOLDINGS: dict[str, Folding] = {
     "4 of 64, 1 warp, crowds of 8": Folding(4, 64, 1, 8),
     "4 of 64, 1 warp, crowds of 32": Folding(4, 64, 1, 32),
 }
-FOLDING = "4 of 64, 1 warp"  # of these the fastest on an H200: benchmarks/kernels.py
+FOLDING = "4 of 64, 1 warp"
 
 
 @triton.jit

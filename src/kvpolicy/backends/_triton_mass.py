@@ -73,7 +73,7 @@ TILINGS: dict[str, Tiling] = {
     "256x64, 8 warps, 3 stages": Tiling(Tiles(256, 64, 8, 3), Tiles(64, 256, 8, 3)),
     "128x128 and 128x64, 8 warps": Tiling(Tiles(128, 128, 8, 2), Tiles(64, 128, 8, 3)),
 }
-DEFAULT = "128x64, 4 warps"  # of these the fastest on an H200: benchmarks/kernels.py
+DEFAULT = "128x64, 4 warps"
 
 
 @triton.jit
