@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,12 +13,12 @@ from ._errors import PolicyError
 from ._policy import Pipeline
 from ._protocols import Ahead, CrossLayer
 from ._tentative import Untold
-from ._types import HeadCounts, Phase, Step
+from ._types import Counts, HeadCounts, Phase, Step
 from .mergers import Drop
 from .schedulers import MOST_ROWS
 from .selectors import TopK
 
-__all__ = ["Forecast", "check_foreseeable", "forecast"]
+__all__ = ["Forecast", "budgets_ahead", "check_foreseeable", "forecast"]
 
 _DATA = ("queries", "query_positions", "query_valid", "query_reach", "earlier", "module")
 
@@ -60,36 +61,44 @@ def check_foreseeable(pipeline: Pipeline | None) -> None:
         raise _refused("merge", pipeline.merge, "folds rows while decoding")
 
 
-def forecast(pipeline: Pipeline | None, step: Step, layer: int, num_layers: int, tokens: int) -> Forecast:
-    """Follow the schedule for ``tokens`` further tokens.
+def budgets_ahead(pipeline: Pipeline, step: Step, tokens: int) -> list[tuple[Step, Counts | None]]:
+    """What the schedule says of each of the next ``tokens`` tokens, int64 [B] or None, and the step that it was told.
 
-    Args:
-        pipeline: that of decoding, which `check_foreseeable`; None: every row stays.
-        step: as it stands after the latest token, with what the layers hold.
-        layer: which layer, of ``num_layers``.
-        num_layers: how many layers are under the policy.
-        tokens: T.
+    ``step`` is that of the latest token; layers whose counts are the same share the answer.
 
     Raises:
-        PolicyError: if the scheduler looks at more than counts.
+        CacheError: if the scheduler looks at more than counts.
     """
-    held = step.held[layer]
-    if pipeline is None:
-        return Forecast(None, held + tokens, 0)
+    unseen: Any = Untold(f"{pipeline.schedule!r} or {pipeline.allocate!r} looks at a token that has not come. {_HINT}")
+    rows = (unseen,) * len(step.held)
+    blind = replace(step, phase=Phase.DECODE, held=rows, archived=rows, **dict.fromkeys(_DATA, unseen))
+    steps = [replace(blind, seen=step.seen + n, length=step.length + n) for n in range(1, tokens + 1)]
+    return [(coming, _engine.budget_of(pipeline, coming)) for coming in steps]
+
+
+def forecast(
+    pipeline: Pipeline, ahead: Sequence[tuple[Step, Counts | None]], held: HeadCounts, layer: int, num_layers: int
+) -> Forecast:
+    """What a layer will hold, and has to give up, if it holds ``held`` [B, H] now.
+
+    Args:
+        pipeline: that of decoding, which `check_foreseeable`.
+        ahead: from `budgets_ahead`.
+        held: rows of each head.
+        layer: which layer, of ``num_layers``.
+        num_layers: how many layers are under the policy.
+
+    Raises:
+        CacheError: if the allocator looks at more than counts.
+    """
     assert isinstance(pipeline.allocate, Ahead)
     assert isinstance(pipeline.select, TopK)
-    unseen: Any = Untold(f"{pipeline.schedule!r} or {pipeline.allocate!r} looks at a token that has not come. {_HINT}")
-    rows = (unseen,) * num_layers
-    blind = replace(step, phase=Phase.DECODE, held=rows, archived=rows, **dict.fromkeys(_DATA, unseen))
-    heads = step.heads.parts * held.shape[1]
     quotas, room, surplus = [], held, 0
-    for token in range(1, tokens + 1):
-        coming = replace(blind, seen=step.seen + token, length=step.length + token)
-        budget = _engine.budget_of(pipeline, coming)
+    for step, budget in ahead:
         if budget is None:
             quota = np.full_like(held, MOST_ROWS)
         else:
-            quota = pipeline.allocate.ahead(budget, layer, num_layers, heads, coming)
+            quota = pipeline.allocate.ahead(budget, layer, num_layers, step.heads.parts * held.shape[1], step)
         room = np.maximum(room, held + 1)
         kept = np.minimum(held + 1, np.maximum(quota, pipeline.select.floor))
         surplus = max(surplus, int((held + 1 - kept).max(initial=0)))

@@ -16,13 +16,13 @@ import numpy as np
 
 from . import _engine
 from ._errors import CacheError, PlanError, PolicyError
-from ._forecast import Forecast, check_foreseeable, forecast
+from ._forecast import Forecast, budgets_ahead, check_foreseeable, forecast
 from ._heads import Heads
 from ._layer import Layer
 from ._policy import Pipeline, Policy
 from ._protocols import Attending, Backend
 from ._tentative import Untold
-from ._types import Array, CacheView, Column, HeadCounts, Phase, Plan, Step
+from ._types import Array, CacheView, Column, Counts, HeadCounts, Phase, Plan, Step
 from .report import LayerReport
 
 __all__ = [
@@ -183,22 +183,24 @@ class SteadyLayer:
 
     def advance(self, view: CacheView, step: Step) -> None:
         """After attention: observe, plan, and make the slot of the next token ready."""
-        pipeline, passed = self.policy.decode, self.clock.passed
+        passed = self.clock.passed
         columns = _engine.observe(self.policy, view, step)
         for name in columns:
             if name not in view.columns:
                 raise PlanError(f"layer {view.layer}: the column {name!r} is new while decoding compiled. {_HINT}")
-        plan = None
-        if pipeline is not None and self.quotas is not None and self.coming.surplus:
-            view = view.with_columns(columns)
-            scored = _engine.score(pipeline, view, step, check=False)
-            last = self.quotas.shape[0] - 1
-            turn = (passed - self.clock.begun).clip(max=last)
-            quota = self.quotas.index_select(0, turn)[0]
-            plan = _engine.plan(pipeline, scored, quota, step, check=False, alike=view.alike)
+        plan = self._plan(view.with_columns(columns), step) if self.coming.surplus else None
         self.table.apply(columns, plan, self.coming.surplus, passed + 1)
         if self.ticks:
             passed.add_(1)
+
+    def _plan(self, view: CacheView, step: Step) -> Plan:
+        pipeline = self.policy.decode
+        assert pipeline is not None
+        assert self.quotas is not None
+        scored = _engine.score(pipeline, view, step, check=False)
+        turn = (self.clock.passed - self.clock.begun).clip(max=self.quotas.shape[0] - 1)
+        quota = self.quotas.index_select(0, turn)[0]
+        return _engine.plan(pipeline, scored, quota, step, check=False, alike=view.alike)
 
     def report(self) -> tuple[HeadCounts, int, tuple[int, int]]:
         """Rows of each head, [B, H] (numpy), tokens that have passed, and bytes; waits for the device."""
@@ -248,8 +250,19 @@ def prepared(policy: Policy, layers: Sequence[Layer], steps: Sequence[Step], max
             sent[key] = ops.in_place(counts, device=device)
         return sent[key]
 
+    followed: dict[tuple[Any, ...], list[tuple[Step, Counts | None]]] = {}
+
+    def coming_to(index: int, state: Layer, step: Step) -> Forecast:
+        if policy.decode is None:
+            return Forecast(None, state.held + (max_length - begun), 0)
+        counts = (step.seen, step.prompt, step.prompt_kept)
+        key = (step.row_bytes, *(count.tobytes() for count in counts))
+        if key not in followed:
+            followed[key] = budgets_ahead(policy.decode, step, max_length - begun)
+        return forecast(policy.decode, followed[key], state.held, index, len(layers))
+
     for index, (state, step) in enumerate(zip(layers, steps, strict=True)):
-        coming = forecast(policy.decode, step, index, len(layers), max_length - begun)
+        coming = coming_to(index, state, step)
         view = state.store.view()
         device = view.positions.device
         if device not in clocks:
@@ -313,15 +326,17 @@ def reported(layers: Sequence[Layer], steady: Sequence[SteadyLayer], ops: Backen
     for state, layer in zip(layers, steady, strict=True):
         held, passed, (kv_bytes, column_bytes) = layer.report()
         left = (state.held + passed - state.length - held).sum()
-        known = replace(state.report(ops), kv_bytes=kv_bytes, column_bytes=column_bytes, capacity=layer.table.capacity)
-        full = state.row_bytes * held.size * passed
+        known = state.report(ops)
         made.append(
             replace(
                 known,
                 rows=float(held.mean()),
                 most=int(held.max()),
+                capacity=layer.table.capacity,
                 evicted=known.evicted + int(left),
-                full_kv_bytes=full,
+                kv_bytes=kv_bytes,
+                full_kv_bytes=state.row_bytes * held.size * passed,
+                column_bytes=column_bytes,
             )
         )
     return tuple(made)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from kvpolicy import CacheView, Column
+from kvpolicy import CacheView, Column, Plan
 from kvpolicy.backends.numpy import NumpyBackend
 from kvpolicy.backends.torch import TorchBackend
 
-__all__ = ["DTYPES", "OPS", "ORACLE", "ROUNDING", "Case", "cases", "in_torch", "representable"]
+__all__ = ["DTYPES", "OPS", "ORACLE", "ROUNDING", "Case", "cases", "in_torch", "representable", "some_plan"]
 
 Arr = np.ndarray[Any, np.dtype[Any]]
 ORACLE, OPS = NumpyBackend(), TorchBackend()
@@ -69,3 +69,29 @@ def cases(draw: st.DrawFn, *, dtypes: st.SearchStrategy[str] = DTYPES, max_rows:
         registers={"share": in_torch(registers["share"])},
     )
     return Case(mine, theirs, rng)
+
+
+def some_plan(case: Case, *, targets: int, merge_keys: bool, share: float, scaled: bool = False) -> Plan:
+    """Any legal plan: dropped rows fold into some kept rows, or into none, with any weights.
+
+    What the plan says of rows that it does not concern is deliberate nonsense.
+    """
+    rng, view = case.rng, case.numpy
+    keep = (rng.random(view.shape) < share) & view.valid
+    registers = {"tau": rng.random(view.shape[:2])}
+    if not targets:
+        return Plan(keep=keep, registers=registers)
+    into = np.full((*view.shape, targets), -1)
+    weight = np.full(into.shape, np.nan)
+    own = np.full(view.shape, np.nan)
+    for b, h in np.ndindex(*view.shape[:2]):
+        kept = np.flatnonzero(keep[b, h])
+        for s in range(view.shape[2]):
+            if keep[b, h, s]:
+                own[b, h, s] = rng.choice([1.0, rng.random()])
+            elif view.valid[b, h, s]:
+                for m, n in enumerate(rng.permutation(kept)[:targets]):
+                    if rng.random() < 0.7:
+                        into[b, h, s, m], weight[b, h, s, m] = n, rng.standard_normal()
+    scales = [rng.choice([1.0, 0.5, rng.random()], view.shape) if scaled else None for _ in range(2)]
+    return Plan(keep, into, weight, own, merge_keys, scales[0], scales[1], registers)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import DTYPES, OPS, ORACLE, ROUNDING, Case, cases, in_torch, representable
+from tables import DTYPES, OPS, ORACLE, ROUNDING, Case, cases, in_torch, representable, some_plan
 
 from kvpolicy import CacheView, Plan, backend_by_name
 
@@ -112,31 +112,6 @@ def test_segment_sum(case: Case, targets: int) -> None:
 
 class TestCompact:
     @staticmethod
-    def plan(case: Case, *, targets: int, merge_keys: bool, share: float, scaled: bool = False) -> Plan:
-        """Any legal plan: dropped rows fold into some kept rows, or into none, with any weights.
-
-        What the plan says of rows that it does not concern is deliberate nonsense.
-        """
-        rng, view = case.rng, case.numpy
-        keep = (rng.random(view.shape) < share) & view.valid
-        if not targets:
-            return Plan(keep=keep, registers={"tau": rng.random(view.shape[:2])})
-        into = np.full((*view.shape, targets), -1)
-        weight = np.full(into.shape, np.nan)
-        self_weight = np.full(view.shape, np.nan)
-        for b, h in np.ndindex(*view.shape[:2]):
-            kept = np.flatnonzero(keep[b, h])
-            for s in range(view.shape[2]):
-                if keep[b, h, s]:
-                    self_weight[b, h, s] = rng.choice([1.0, rng.random()])
-                elif view.valid[b, h, s]:
-                    for m, n in enumerate(rng.permutation(kept)[:targets]):
-                        if rng.random() < 0.6:
-                            into[b, h, s, m], weight[b, h, s, m] = n, rng.standard_normal()
-        scales = [rng.choice([1.0, 0.5, rng.random()], view.shape) if scaled else None for _ in range(2)]
-        return Plan(keep, into, weight, self_weight, merge_keys, *scales, {"tau": rng.random(view.shape[:2])})
-
-    @staticmethod
     def in_torch(plan: Plan, dtype: torch.dtype) -> Plan:
         if plan.into is None or plan.weight is None or plan.self_weight is None:
             return Plan(in_torch(plan.keep), registers={n: in_torch(r) for n, r in plan.registers.items()})
@@ -156,7 +131,7 @@ class TestCompact:
     def test_it_is_the_oracles(
         self, case: Case, targets: int, merge_keys: bool, share: float, spare: int, scaled: bool
     ) -> None:
-        plan = self.plan(case, targets=targets, merge_keys=merge_keys, share=share, scaled=scaled)
+        plan = some_plan(case, targets=targets, merge_keys=merge_keys, share=share, scaled=scaled)
         dtype = case.torch.keys.dtype
         tolerance = ROUNDING[str(dtype).removeprefix("torch.")]
         rows = min(max(int(plan.keep.sum(-1).max()), 1) + spare, case.numpy.shape[2])
@@ -179,7 +154,7 @@ class TestCompact:
 
     @given(cases(), st.sampled_from([0.3, 0.6]))
     def test_a_row_that_nothing_folds_into_keeps_its_bits(self, case: Case, share: float) -> None:
-        plan = self.plan(case, targets=1, merge_keys=True, share=share)
+        plan = some_plan(case, targets=1, merge_keys=True, share=share)
         assert plan.into is not None
         plan = replace(plan, self_weight=np.ones(case.numpy.shape))
         rows = max(int(plan.keep.sum(-1).max()), 1)

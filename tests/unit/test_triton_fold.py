@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import ORACLE, ROUNDING, Case, cases, in_torch
+from tables import ORACLE, ROUNDING, Case, cases, in_torch, some_plan
 
 from kvpolicy import CacheView, Column, Plan
 from kvpolicy.backends.torch import TorchBackend
@@ -27,29 +27,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = TritonBackend(folding=Folding(2, 4, 1, crowd=2))
 SERVED = st.sampled_from(["float16", "bfloat16", "float32"])
 Arr = np.ndarray[Any, np.dtype[Any]]
-
-
-def some_plan(case: Case, *, targets: int, merge_keys: bool, share: float, scaled: bool) -> Plan:
-    """Any legal plan; of rows that it does not concern it says deliberate nonsense."""
-    rng, view = case.rng, case.numpy
-    keep = (rng.random(view.shape) < share) & view.valid
-    registers = {"tau": rng.random(view.shape[:2])}
-    if not targets:
-        return Plan(keep=keep, registers=registers)
-    into = np.full((*view.shape, targets), -1)
-    weight = np.full(into.shape, np.nan)
-    own = np.full(view.shape, np.nan)
-    for b, h in np.ndindex(*view.shape[:2]):
-        kept = np.flatnonzero(keep[b, h])
-        for s in range(view.shape[2]):
-            if keep[b, h, s]:
-                own[b, h, s] = rng.choice([1.0, rng.random()])
-            elif view.valid[b, h, s]:
-                for m, n in enumerate(rng.permutation(kept)[:targets]):
-                    if rng.random() < 0.7:
-                        into[b, h, s, m], weight[b, h, s, m] = n, rng.standard_normal()
-    scales = [rng.choice([1.0, 0.5, rng.random()], view.shape) if scaled else None for _ in range(2)]
-    return Plan(keep, into, weight, own, merge_keys, scales[0], scales[1], registers)
 
 
 def on_device(plan: Plan) -> Plan:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._errors import CacheError
 from .._types import CacheView, Column, HeadCounts, Plan
-from ._torch_vectors import Ragged, Vectors, laid_out
+from ._torch_vectors import Ragged, Vectors, laid_out, widened
 
 __all__ = ["SteadyTable"]
 
@@ -33,41 +33,26 @@ class SteadyTable:
     def __init__(self, view: CacheView, room: HeadCounts, position: int) -> None:
         self.keys, self.values = laid_out(view.keys, room), laid_out(view.values, room)
         width, device = int(room.max()), view.positions.device
-        fits = min(width, view.shape[2])
-
-        def widened(data: Tensor, empty: float) -> Tensor:
-            out = data.new_full((*data.shape[:2], width), empty)
-            out[..., :fits] = data[..., :fits]
-            return out
-
         self.slots = torch.arange(width, device=device)
         self._batch, self._heads = (torch.arange(count, device=device) for count in view.shape[:2])
         self.inside = self.slots < torch.from_numpy(room).to(device)[..., None]
-        self.positions = widened(torch.where(view.valid, view.positions, -1), -1)
+        self.positions = widened(torch.where(view.valid, view.positions, -1), width, -1)
         self.valid = self.positions >= 0
         self.held = self.valid.sum(-1)
         self.rank = torch.where(self.valid, self.slots, width)
-        self.columns = {name: replace(c, data=widened(c.data, 0)) for name, c in view.columns.items()}
+        self.columns = {name: replace(c, data=widened(c.data, width, 0)) for name, c in view.columns.items()}
         self.registers = dict(view.registers)
         self.free = torch.zeros_like(self.held)
         self.layer, self.num_layers, self.alike = view.layer, view.num_layers, view.alike
         self._write(self.positions, self.rank, {n: c.data for n, c in self.columns.items()}, torch.tensor(position))
-        for tensor in (
-            *self.tensors(),
-            self.slots,
-            self.inside,
-            self._batch,
-            self._heads,
-            *_layout(self.keys),
-            *_layout(self.values),
-        ):
+        fixed = [self.slots, self.inside, self._batch, self._heads, *_layout(self.keys), *_layout(self.values)]
+        for tensor in (self.keys.data, self.values.data, *self.scalars(), *fixed):
             torch._dynamo.mark_static_address(tensor)
 
-    def tensors(self) -> list[Tensor]:
-        """All that is written to."""
-        scalars = [self.positions, self.valid, self.rank, self.held, self.free]
+    def scalars(self) -> list[Tensor]:
+        """All that is written to besides keys and values, each [B, H] or [B, H, S]."""
         columns = [column.data for column in self.columns.values()]
-        return [self.keys.data, self.values.data, *scalars, *columns]
+        return [self.positions, self.valid, self.rank, self.held, self.free, *columns]
 
     def put(self, keys: Tensor, values: Tensor) -> CacheView:
         """The key and value [B, H, 1, D] of the next row into its slot; returns the table to attend over."""
@@ -104,7 +89,7 @@ class SteadyTable:
         """
         known = {name: columns.get(name, column).data for name, column in self.columns.items()}
         positions, rank = self.positions, self.rank
-        if plan is not None and surplus:
+        if plan is not None:
             gone = self.valid & ~plan.keep
             rank = rank - _behind(rank, gone, surplus)
             positions = torch.where(gone, -1, positions)
@@ -137,13 +122,13 @@ class SteadyTable:
         Raises:
             CacheError: if the heads of one batch row have other room than those of the one whose place they take.
         """
-        scalars = [self.positions, self.valid, self.rank, self.held, self.free]
+        moving = [*self.scalars(), *self.registers.values()]
         for vectors in (self.keys, self.values):
             if isinstance(vectors, Ragged):
                 vectors.data.copy_(vectors.data.index_select(0, _moved(vectors, index)))
             else:
-                scalars.append(vectors.data)
-        for tensor in (*scalars, *(column.data for column in self.columns.values()), *self.registers.values()):
+                moving.append(vectors.data)
+        for tensor in moving:
             tensor.copy_(tensor.index_select(0, index.to(tensor.device)))
 
     @property
@@ -153,8 +138,7 @@ class SteadyTable:
 
     def nbytes(self) -> tuple[int, int]:
         """Bytes of the tensors held: keys and values; all others."""
-        vectors = self.keys.data.nbytes + self.values.data.nbytes
-        return vectors, sum(tensor.nbytes for tensor in self.tensors()) - vectors
+        return self.keys.data.nbytes + self.values.data.nbytes, sum(tensor.nbytes for tensor in self.scalars())
 
 
 def _behind(rank: Tensor, gone: Tensor, surplus: int) -> Tensor:

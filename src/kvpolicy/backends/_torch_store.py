@@ -21,7 +21,7 @@ from torch import Tensor
 from .._errors import CacheError
 from .._protocols import Store
 from .._types import EMPTY, Array, CacheView, Column, HeadCounts, Plan, Rows
-from ._torch_vectors import Block, Ragged, Vectors, laid_out, slots_for
+from ._torch_vectors import Block, Ragged, Vectors, laid_out, slots_for, widened
 
 __all__ = ["TorchStore"]
 
@@ -330,22 +330,14 @@ def _own(view: CacheView, room: HeadCounts, *, fresh: bool = False) -> _Table:
         keys, values = laid_out(view.keys, room), laid_out(view.values, room)
     width = int(keys.room.max())
 
-    def widened(data: Tensor, empty: int) -> Tensor:
-        return data if fresh and data.shape[-1] == width else _widened(data, width, empty)
+    def fitted(data: Tensor, empty: int) -> Tensor:
+        return data if fresh and data.shape[-1] == width else widened(data, width, empty)
 
     return _Table(
         keys=keys,
         values=values,
-        positions=widened(view.positions, -1),
-        valid=widened(view.valid, 0),
-        columns={name: replace(c, data=widened(c.data, 0)) for name, c in view.columns.items()},
+        positions=fitted(view.positions, -1),
+        valid=fitted(view.valid, 0),
+        columns={name: replace(c, data=fitted(c.data, 0)) for name, c in view.columns.items()},
         used=min(width, view.shape[2]),
     )
-
-
-def _widened(scalars: Tensor, width: int, empty: int) -> Tensor:
-    """[B, H, S] with ``width`` slots; new ones are ``empty``."""
-    out = scalars.new_full((*scalars.shape[:2], width), empty)
-    fits = min(width, scalars.shape[-1])
-    out[..., :fits] = scalars[..., :fits]
-    return out

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from .._types import HeadCounts
 
-__all__ = ["Block", "Ragged", "Vectors", "Window", "laid_out", "slots_for"]
+__all__ = ["Block", "Ragged", "Vectors", "Window", "laid_out", "slots_for", "widened"]
 
 
 @final
@@ -127,3 +127,11 @@ def laid_out(window: Tensor, room: HeadCounts) -> Vectors:
     base = torch.from_numpy((ends - room.ravel()).reshape(room.shape)).to(window.device)
     length = torch.tensor(room, device=window.device)
     return Ragged(data, room, base, length, nothing=data.new_full((), torch.nan))
+
+
+def widened(scalars: Tensor, width: int, empty: int) -> Tensor:
+    """[B, H, S] with ``width`` slots; new ones are ``empty``."""
+    out = scalars.new_full((*scalars.shape[:2], width), empty)
+    fits = min(width, scalars.shape[-1])
+    out[..., :fits] = scalars[..., :fits]
+    return out

@@ -24,6 +24,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from ._triton_rows import rows_of
+
 __all__ = ["FOLDING", "FOLDINGS", "Folding", "fold", "fold_columns", "rank", "survey"]
 
 _NONE = tl.constexpr(2**31 - 1)  # no row; also the most of nothing, negated, and the least of it
@@ -59,16 +61,6 @@ FOLDING = "4 of 64, 1 warp"
 @triton.jit
 def _later(one, other):
     return tl.maximum(one, other)
-
-
-@triton.jit
-def _rows_of(vectors, row, there, stride, column, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[N, BLOCK_D]: these rows of a matrix, zeros where there is none."""
-    d = tl.arange(0, BLOCK_D)
-    inside = there[:, None]
-    if DIM < BLOCK_D:
-        inside = inside & (d < DIM)[None, :]
-    return tl.load(vectors + row.to(tl.int64)[:, None] * stride + d[None, :] * column, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -157,9 +149,9 @@ def survey(
                     member = tl.load(into + source * TARGETS + target, mask=source < rows, other=-1) == taker
                     part = tl.load(weight + source * TARGETS + target, mask=member, other=0.0).to(tl.float32)[:, None]
                     if keys is not None:
-                        more_key = _rows_of(keys, source, member, k_row, k_column, DIM, BLOCK_D)
+                        more_key = rows_of(keys, source, member, k_row, k_column, DIM, BLOCK_D)
                         key_sum += more_key.to(tl.float32) * part
-                    more_value = _rows_of(values, source, member, v_row, v_column, VALUE_DIM, BLOCK_V)
+                    more_value = rows_of(values, source, member, v_row, v_column, VALUE_DIM, BLOCK_V)
                     value_sum += more_value.to(tl.float32) * part
                 place = (table * CROWDS + crowds) * chunks + chunk
                 tl.store(takers + place, taker)
@@ -309,7 +301,7 @@ def _fold(
     slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(order + table * room + slot, mask=slot < room, other=-1)
     there = row >= 0
-    raw = _rows_of(vectors, row, there, s_row, s_column, DIM, BLOCK_D)
+    raw = rows_of(vectors, row, there, s_row, s_column, DIM, BLOCK_D)
     made = raw
     if into is not None:
         share = tl.load(own + table * rows + row, mask=there, other=1.0).to(tl.float32)
@@ -334,7 +326,7 @@ def _fold(
                         found = source < _NONE
                         same = same & ~found
                         part = tl.load(weight + source.to(tl.int64) * TARGETS + target, mask=found, other=0.0)
-                        more = _rows_of(vectors, source, found, s_row, s_column, DIM, BLOCK_D)
+                        more = rows_of(vectors, source, found, s_row, s_column, DIM, BLOCK_D)
                         # Before the sum, which waits for the rows just asked for.
                         source = tl.min(tl.where(meets & (at[None, :] > source[:, None]), at[None, :], _NONE), 1)
                         sum += more.to(tl.float32) * part.to(tl.float32)[:, None]
@@ -352,7 +344,7 @@ def _fold(
                 while taker < _NONE:
                     takes = row == taker
                     same = same & ~takes
-                    more = tl.sum(_rows_of(sums, place, goes == taker, DIM, 1, DIM, BLOCK_D), 0)
+                    more = tl.sum(rows_of(sums, place, goes == taker, DIM, 1, DIM, BLOCK_D), 0)
                     sum = tl.where(takes[:, None], sum + more[None, :], sum)
                     taker = tl.min(tl.where(meets & (goes > taker), goes, _NONE), 0)
                 place, crowd = place + chunks, crowd + 1

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from ._triton_rows import rows_of
+
 __all__ = ["SEARCH", "SEARCHES", "Search", "lengths", "nearest"]
 
 _NONE = tl.constexpr(2**31 - 1)
@@ -40,16 +42,6 @@ SEARCH = "64x64, 4 warps"
 
 
 @triton.jit
-def _listed(keys, row, there, stride, column, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[N, BLOCK_D]: these rows of a matrix, zeros where there is none."""
-    d = tl.arange(0, BLOCK_D)
-    inside = there[:, None]
-    if DIM < BLOCK_D:
-        inside = inside & (d < DIM)[None, :]
-    return tl.load(keys + row.to(tl.int64)[:, None] * stride + d[None, :] * column, mask=inside, other=0.0)
-
-
-@triton.jit
 def lengths(
     keys,  # [B, HEADS, rows, DIM]
     out,  # float32 [B, HEADS, rows]: one over the length of a key; 0 for a key of length zero
@@ -66,7 +58,7 @@ def lengths(
     """Programs (blocks of rows, B * HEADS)."""
     table = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    key = _listed(
+    key = rows_of(
         keys + table // HEADS * k_batch + table % HEADS * k_head, at, at < rows, k_row, k_column, DIM, BLOCK_D
     ).to(tl.float32)
     # Divided by its largest part first: the square of a large or a small number is no float32.
@@ -108,14 +100,14 @@ def nearest(
     if (tl.program_id(0) * BLOCK_R < tl.load(asked + table)) & (count > 0):
         row = tl.load(asking + table * rows + place, mask=place < rows, other=-1)
         asks = row >= 0
-        key = _listed(keys, row, asks, k_row, k_column, DIM, BLOCK_D)
+        key = rows_of(keys, row, asks, k_row, k_column, DIM, BLOCK_D)
         column = tl.arange(0, BLOCK_A)
         best = tl.full([BLOCK_R, BLOCK_A], float("-inf"), tl.float32)
         when = tl.zeros([BLOCK_R, BLOCK_A], tl.int32)
         for first in range(0, count, BLOCK_A):
             there = first + column < count
             anchor = tl.load(anchors + first + column, mask=there, other=0)
-            other = _listed(keys, anchor, there, k_row, k_column, DIM, BLOCK_D)
+            other = rows_of(keys, anchor, there, k_row, k_column, DIM, BLOCK_D)
             scale = tl.load(inverse + anchor, mask=there, other=0.0)
             product = tl.dot(key, tl.trans(other), input_precision="tf32x3") * scale[None, :]
             product = tl.where(there[None, :], product, float("-inf"))
