@@ -101,7 +101,7 @@ class ScratchShare:
 
     def budget(self, step: Step) -> Any:
         self._step = step
-        time.sleep(1e-4)  # a kernel runs, and other threads with it
+        time.sleep(1e-3)  # a kernel runs, and other threads with it
         return Share(self.keep).budget(self._step)
 
 
