@@ -55,6 +55,15 @@ def test_ties_go_to_the_earliest_arrival_wherever_it_lies() -> None:
     assert cosine[::3] == pytest.approx([1.0] * 14, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_tiles_by_the_shape(dtype: torch.dtype) -> None:
+    keys = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.5, 4.0], [8.0, 4.0]], dtype=dtype)
+    marks = (torch.tensor([[[False, False, True, True]]]), torch.tensor([[[True, True, False, False]]]))
+    into, cosine = TritonBackend().most_similar(one_head(keys), *(mark.to(DEVICE) for mark in marks))
+    assert into[0, 0].tolist() == [-1, -1, 1, 0]
+    assert cosine[0, 0].tolist() == pytest.approx([0, 0, 4 / 16.25**0.5, 8 / 80**0.5], abs=1e-3)
+
+
 def test_a_key_of_length_zero_is_like_nothing() -> None:
     view = one_head(torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]))
     assert similar(view, [0], [1, 2]) == ([1, -1, -1, -1, -1], [0] * 5)
