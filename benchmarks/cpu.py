@@ -9,12 +9,10 @@ that `examples/03_smollm2_perplexity.py` names.
 
 from __future__ import annotations
 
-import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,10 +27,9 @@ from benchmarks.models import SMALL, prompt, random_model
 from benchmarks.suite import Hold, Suite
 from benchmarks.timing import Stamps, Times
 from kvpolicy_hf import PolicyCache, enable
-from kvpolicy_hf.demo.loading import load
-from kvpolicy_hf.demo.scenes import ASSETS, draw
+from kvpolicy_hf.demo.scenes import draw
+from kvpolicy_hf.loading import load_model
 
-SMOLLM2 = Path(__file__).parents[1] / "examples" / "03_smollm2_perplexity.py"
 PROMPT = 256  # tokens of SmolLM2's
 ROUNDS = {False: 3, True: 1}
 LOGITS = 1e-4  # relative: the prompt is attended to in whole, by another function that calls the same kernel
@@ -56,14 +53,14 @@ def smollm2() -> Work:
     """A text of the standard library's help."""
     from pydoc_data.topics import topics
 
-    model, tokenizer = runpy.run_path(str(SMOLLM2))["load_smollm2"]()
+    model, tokenizer = load_model("smollm2")
     text = max(topics.values(), key=len)
     return Work(model, {"input_ids": tokenizer(text, return_tensors="pt").input_ids[:, :PROMPT]}, 8)
 
 
 def demo() -> Work:
     """A picture and a question."""
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     rng = np.random.default_rng(0)
     scene = draw(rng, "grid")
     text = scene.prompt(scene.ask("row", rng))

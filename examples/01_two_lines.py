@@ -9,12 +9,12 @@ import numpy as np
 
 import kvpolicy
 from kvpolicy_hf import PolicyCache, enable
-from kvpolicy_hf.demo.loading import load
-from kvpolicy_hf.demo.scenes import ASSETS, draw
+from kvpolicy_hf.demo.scenes import draw
+from kvpolicy_hf.loading import load_model
 
 
 def main() -> None:
-    model, processor = load(ASSETS)  # the small vision-language model that comes with the package
+    model, processor = load_model("demo")  # the small vision-language model that comes with the package
     rng = np.random.default_rng(0)
     scene = draw(rng, "photo")
     question = scene.ask("where", rng)

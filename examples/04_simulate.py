@@ -12,9 +12,8 @@ from pathlib import Path
 from kvpolicy import KeepRatio, elastic_cache, h2o, streaming_llm
 from kvpolicy_hf import enable
 from kvpolicy_hf.demo.cases import drawn_cases
-from kvpolicy_hf.demo.loading import load
 from kvpolicy_hf.demo.prompts import encode
-from kvpolicy_hf.demo.scenes import ASSETS
+from kvpolicy_hf.loading import load_model
 from kvpolicy_hf.simulate import clairvoyant, load_record, record, replay
 
 
@@ -23,7 +22,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.2, help="share of the cache that each policy may keep")
     keep = parser.parse_args().keep
 
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     enable(model)
     case = next(case for case in drawn_cases(0, pictures=1) if case.task == "row")  # the longest answer
     with tempfile.TemporaryDirectory() as folder:

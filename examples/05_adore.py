@@ -11,9 +11,8 @@ import argparse
 from kvpolicy import FixedRows, adore, h2o
 from kvpolicy_hf import PolicyCache, enable, train_controller
 from kvpolicy_hf.demo.cases import drawn_cases
-from kvpolicy_hf.demo.loading import load
 from kvpolicy_hf.demo.prompts import encode
-from kvpolicy_hf.demo.scenes import ASSETS
+from kvpolicy_hf.loading import load_model
 from kvpolicy_hf.simulate import clairvoyant, record, replay
 
 
@@ -24,7 +23,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="training steps of the controller")
     args = parser.parse_args()
 
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     enable(model)
     prompts = [
         encode(processor, case.prompt, model.device) for case in drawn_cases(0, pictures=5) if case.task == "row"

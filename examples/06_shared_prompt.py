@@ -12,8 +12,8 @@ import numpy as np
 
 from kvpolicy import Policy, key_diff
 from kvpolicy_hf import PolicyCache, enable
-from kvpolicy_hf.demo.loading import load
-from kvpolicy_hf.demo.scenes import ASSETS, draw
+from kvpolicy_hf.demo.scenes import draw
+from kvpolicy_hf.loading import load_model
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.5, help="share of the tokens whose rows stay")
     args = parser.parse_args()
 
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     enable(model)
     rng = np.random.default_rng(0)
     scene = draw(rng, "photo")

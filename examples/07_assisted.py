@@ -13,9 +13,8 @@ import torch
 from kvpolicy import elastic_cache, full, h2o, snapkv
 from kvpolicy_hf import PolicyCache, enable
 from kvpolicy_hf.demo.cases import drawn_cases
-from kvpolicy_hf.demo.loading import load
 from kvpolicy_hf.demo.prompts import encode
-from kvpolicy_hf.demo.scenes import ASSETS
+from kvpolicy_hf.loading import load_model
 
 
 def main() -> None:
@@ -24,7 +23,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.5, help="share of the tokens whose rows stay")
     args = parser.parse_args()
 
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     enable(model)
     passes: list[int] = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))

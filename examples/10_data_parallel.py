@@ -15,8 +15,8 @@ from accelerate.utils import gather_object
 
 from kvpolicy import elastic_cache, full, h2o, streaming_llm
 from kvpolicy_hf import PolicyCache, enable
-from kvpolicy_hf.demo.loading import load
-from kvpolicy_hf.demo.scenes import ASSETS, TASKS, draw
+from kvpolicy_hf.demo.scenes import TASKS, draw
+from kvpolicy_hf.loading import load_model
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     }
 
     state = PartialState()
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     model.to(state.device)
     enable(model)
 

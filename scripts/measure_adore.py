@@ -39,9 +39,9 @@ from kvpolicy import (
 )
 from kvpolicy_hf import enable, train_controller
 from kvpolicy_hf.demo.cases import drawn_cases
-from kvpolicy_hf.demo.loading import load
 from kvpolicy_hf.demo.prompts import encode
-from kvpolicy_hf.demo.scenes import ASSETS, TASKS
+from kvpolicy_hf.demo.scenes import TASKS
+from kvpolicy_hf.loading import load_model
 from kvpolicy_hf.simulate import FutureMass, Record, Replay, clairvoyant, record, replay
 from kvpolicy_hf.simulate.attention import shares
 
@@ -108,7 +108,7 @@ def guesses(scorers: Mapping[str, Any], tests: Sequence[Record], rows: int) -> l
 
 def picture_records(pictures: int) -> tuple[list[Record], list[Record]]:
     """Every question about the pictures, to learn from; the longest answers about a few others, to be tested on."""
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     enable(model)
     cases = drawn_cases(SEED, pictures=pictures + max(pictures // 3, 1))
     first = 2 * len(TASKS) * pictures  # two kinds of pictures
@@ -119,7 +119,7 @@ def picture_records(pictures: int) -> tuple[list[Record], list[Record]]:
 
 def answers(policies: Mapping[str, Policy | None], images: int) -> list[str]:
     """Markdown: the demo's questions, answered by the model under these policies (closed loop)."""
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     enable(model)
     cases = ACCURACY["draw_questions"](images)
     lines = [f"| policy | right | {' | '.join(TASKS)} |", "|---" * (2 + len(TASKS)) + "|"]

@@ -24,8 +24,8 @@ from rich.progress import track
 import kvpolicy
 from kvpolicy_hf import PolicyCache, enable
 from kvpolicy_hf.demo.command import ARMS
-from kvpolicy_hf.demo.loading import load
 from kvpolicy_hf.demo.scenes import ASSETS, TASKS, Kind, Question, Scene, draw
+from kvpolicy_hf.loading import load_model
 
 KINDS: tuple[Kind, ...] = ("grid", "photo")
 SEED = 1_000_003  # far from the seed of the training run
@@ -77,7 +77,7 @@ def main() -> None:
     args = options.parse_args()
 
     console = Console(width=200)
-    model, processor = load(args.model)
+    model, processor = load_model(args.model)
     enable(model)
     cases = draw_questions(args.images)
     arms = [("full", 1.0, kvpolicy.full())]

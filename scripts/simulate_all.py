@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import runpy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date
@@ -25,20 +24,18 @@ from rich.progress import track
 from kvpolicy import KVPolicyError
 from kvpolicy_hf import enable
 from kvpolicy_hf.demo.cases import drawn_cases
-from kvpolicy_hf.demo.loading import load
 from kvpolicy_hf.demo.prompts import encode
-from kvpolicy_hf.demo.scenes import ASSETS
+from kvpolicy_hf.loading import load_model
 from kvpolicy_hf.simulate import Record, Replay, record
 from kvpolicy_hf.simulate.compare import Results, choose, compare
 from kvpolicy_hf.simulate.plot import draw_plot
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 SEED = 1_000_003  # far from the seed of the training run
 
 
 def demo_records(pictures: int) -> Iterator[Record]:
     """The demo's model reads out a row of each picture, grids and photographs in turn: its longest answers."""
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     enable(model)
     for case in drawn_cases(SEED, pictures=pictures):
         if case.task == "row":
@@ -47,7 +44,7 @@ def demo_records(pictures: int) -> Iterator[Record]:
 
 def smollm2_records(texts: int, prompt: int, steps: int) -> Iterator[Record]:
     """SmolLM2 goes on writing the longest help topics of the Python standard library."""
-    model, tokenizer = runpy.run_path(str(EXAMPLES / "03_smollm2_perplexity.py"))["load_smollm2"]()
+    model, tokenizer = load_model("smollm2")
     enable(model)
     for name in sorted(topics, key=lambda name: -len(topics[name]))[:texts]:
         ids = tokenizer(topics[name], return_tensors="pt").input_ids[:, :prompt]

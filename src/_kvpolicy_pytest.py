@@ -22,7 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--kvpolicy-profile",
         metavar="NAME",
-        help="examples for each law: dev (up to 25), ci (50, the same ones every time) or nightly (1,000)",
+        help="examples for each law, at most: quick (15) and ci (50) try the same ones every time, dev (25) and "
+        "nightly (1,000) others",
     )
 
 

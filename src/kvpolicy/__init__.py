@@ -36,6 +36,7 @@ from ._protocols import (
 from ._serial import from_json, from_toml, to_json, to_toml
 from ._session import Listener, Pass, Session
 from ._steady import SteadyLayer
+from ._target import from_target
 from ._text import from_text
 from ._types import (
     AUDIO,
@@ -261,6 +262,7 @@ __all__ = [
     "expected_attention",
     "format_bytes",
     "from_json",
+    "from_target",
     "from_text",
     "from_toml",
     "full",

@@ -20,14 +20,13 @@ from kvpolicy_hf import enable
 from kvpolicy_hf.demo.answers import Answer, ask
 from kvpolicy_hf.demo.cases import Case, drawn_cases
 from kvpolicy_hf.demo.command import choose
-from kvpolicy_hf.demo.fates import Fate
-from kvpolicy_hf.demo.layout import Layout, seen_by_model
-from kvpolicy_hf.demo.loading import LoadingError, load
 from kvpolicy_hf.demo.picture import Row, Subject, draw_picture
 from kvpolicy_hf.demo.prompts import Prompt, encode
 from kvpolicy_hf.demo.results import Result
 from kvpolicy_hf.demo.scenes import ASSETS, CELLS, GRID, NAMES, NOTHING, TASKS, TILE, Kind, Scene, atlas, draw
 from kvpolicy_hf.demo.tables import answers_table, costs_table, scores_table
+from kvpolicy_hf.loading import LoadingError, load_model
+from kvpolicy_hf.plots import Fate, Layout, seen_by_model
 
 CHAT = (
     "{% for message in messages %}USER: {% for part in message.content %}"
@@ -37,7 +36,7 @@ CHAT = (
 
 @pytest.fixture(scope="module")
 def loaded() -> tuple:
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     enable(model)
     return model, processor
 
@@ -123,65 +122,6 @@ class TestPrompts:
         np.testing.assert_array_equal(seen, np.asarray(prompt.image))
 
 
-class Words:
-    """As much of a tokenizer as a layout needs."""
-
-    def decode(self, tokens: list[int]) -> str:
-        return f"w{tokens[0]}"
-
-
-class Config:
-    image_token_id = 9
-
-    class vision_config:  # noqa: N801 - as in transformers
-        spatial_merge_size = 2
-
-
-class TestLayout:
-    def test_square(self) -> None:
-        layout = Layout.of({"input_ids": np.array([[1, 2, *[9] * 16, 3]])}, Config, Words())
-        assert layout == Layout(4, 4, 2, ((0, "w1"), (1, "w2"), (18, "w3")))
-        assert layout.patches == range(2, 18)
-        assert layout.tokens == 19
-
-    def test_qwen_grid(self) -> None:
-        inputs = {"input_ids": np.array([[1, *[9] * 6]]), "image_grid_thw": np.array([[1, 4, 6]])}
-        layout = Layout.of(inputs, Config, Words())
-        assert layout is not None
-        assert (layout.rows, layout.columns, layout.first) == (2, 3, 1)
-
-    @pytest.mark.parametrize("ids", [[1, 9, 9, 9], [1, 9, 9, 5, 9, 9], [1, 2]], ids=["not square", "in parts", "none"])
-    def test_no_grid(self, ids: list[int]) -> None:
-        assert Layout.of({"input_ids": np.array([ids])}, Config, Words()) is None
-
-
-class TestFates:
-    def test_are_told_by_arrival_not_by_row(self) -> None:
-        """Rows in the order 2, 0, (hole), 3, 1: token 1 folds into 3; the heavier of two targets counts."""
-        positions = np.array([[[2, 0, -1, 3, 1], [2, 0, -1, 3, 1]]])
-        keep = np.array([[[True, True, False, True, False], [True, True, False, False, False]]])
-        into = np.full((1, 2, 5, 2), -1)
-        weight = np.zeros((1, 2, 5, 2), np.float32)
-        into[0, 0, 4], weight[0, 0, 4] = (0, 3), (0.2, 0.8)
-        zeros = np.zeros((1, 2, 5, 1))
-        view = kvpolicy.CacheView(zeros, zeros, positions, positions >= 0, {})
-        plan = kvpolicy.Plan(keep, into, weight, np.ones((1, 2, 5), np.float32))
-        step = kvpolicy.Step(
-            phase=kvpolicy.Phase.PREFILL,
-            seen=np.array([4]),
-            prompt=np.array([4]),
-            prompt_kept=np.array([0]),
-            queries=zeros,
-            query_positions=np.zeros((1, 1), np.int64),
-            query_valid=np.ones((1, 1), bool),
-            scale=1.0,
-            ops=kvpolicy.backend_by_name("numpy"),
-        )
-        fate = Fate.of(view, plan, step)
-        assert fate.kept.tolist() == [1.0, 0.0, 1.0, 0.5]
-        assert fate.into.tolist() == [-1, 3, -1, -1]
-
-
 class TestAnswers:
     def test_full_says_what_the_plain_cache_says(self, loaded) -> None:
         model, processor = loaded
@@ -192,7 +132,7 @@ class TestAnswers:
         assert answer.text == said
         assert answer.rows == (answer.tokens,) * 4
         assert answer.kv_bytes >= answer.full_kv_bytes  # room for the next tokens is bytes too
-        assert answer.fates == {}
+        assert [fate.kept.tolist() for fate in answer.fates] == [[1.0] * inputs["input_ids"].shape[1]] * 4
 
     def test_a_budget_shows_in_rows_and_fates(self, loaded) -> None:
         model, processor = loaded
@@ -201,7 +141,9 @@ class TestAnswers:
         answer = ask(model, processor, inputs, kvpolicy.elastic_cache(rows=20), max_new_tokens=3)
         assert answer.rows == (20.0,) * 4
         assert answer.tokens == prompt + answer.new_tokens - 1  # the last token is never fed back
-        for fate in answer.fates.values():
+        assert len(answer.fates) == 4
+        for fate in answer.fates:
+            assert len(fate.kept) == prompt
             assert fate.kept.sum() == 20
             assert ((fate.into >= 0) == (fate.kept == 0)).all()  # every row that goes is merged
             assert (fate.kept[fate.into[fate.into >= 0]] == 1).all()
@@ -214,21 +156,18 @@ class TestPicture:
         """A picture of a white image with one policy per fate."""
         subject = Subject(np.full((64, 64, 3), 255, np.uint8), self.LAYOUT, "what?", "dog", "20%", 4)
         answer = Answer("dog", (5.0, 5.0), 70, 500, 7000, 2, 0.1)
-        rows = [
-            Row(name, replace(answer, fates={0: fate, 1: fate}), right=True, score=3) for name, fate in fates.items()
-        ]
+        rows = [Row(name, replace(answer, fates=(fate, fate)), right=True, score=3) for name, fate in fates.items()]
         draw_picture(subject, rows, path)
         with Image.open(path) as picture:
             assert picture.format == "PNG"
             return np.asarray(picture.convert("RGB"), dtype=float) / 255
 
     def test_dropped_is_dark_and_merged_is_coloured(self, tmp_path: Path) -> None:
-        nothing, some = np.full(68, -1), np.zeros(68)
-        some[[0, 30]] = 1
-        folded = np.where(some == 1, -1, 30)
+        nothing, folded = np.full((1, 68), -1), np.full((1, 68), 30)
+        nothing[:, [0, 30]] = folded[:, [0, 30]] = [0, 30]
         kept = self.paint(tmp_path / "kept.png", policy=Fate.everything(68))
-        dropped = self.paint(tmp_path / "dropped.png", policy=Fate(some, nothing))
-        merged = self.paint(tmp_path / "merged.png", policy=Fate(some, folded))
+        dropped = self.paint(tmp_path / "dropped.png", policy=Fate(nothing))
+        merged = self.paint(tmp_path / "merged.png", policy=Fate(folded))
         assert kept.shape == dropped.shape == merged.shape
         right = slice(kept.shape[1] // 2, None)  # the panels; the sidebar shows the whole image in each
         brightness = [picture[:, right].mean() for picture in (kept, merged, dropped)]
@@ -237,8 +176,9 @@ class TestPicture:
         assert colour[1] > 3 * max(colour[0], colour[2])
 
     def test_heads_that_differ_shine_through(self, tmp_path: Path) -> None:
-        half = self.paint(tmp_path / "half.png", policy=Fate(np.full(68, 0.5), np.full(68, -1)))
-        none = self.paint(tmp_path / "none.png", policy=Fate(np.zeros(68), np.full(68, -1)))
+        every, nothing = np.arange(68), np.full(68, -1)
+        half = self.paint(tmp_path / "half.png", policy=Fate(np.stack([every, nothing])))
+        none = self.paint(tmp_path / "none.png", policy=Fate(np.stack([nothing, nothing])))
         full = self.paint(tmp_path / "full.png", policy=Fate.everything(68))
         assert none.mean() < half.mean() < full.mean()
 
@@ -341,16 +281,16 @@ class TestLoading:
     def test_not_a_vision_language_model(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
         with pytest.raises(kvpolicy.UnsupportedModelError, match="is a llama model"):
-            load(tmp_path)
+            load_model(tmp_path, pictures=True)
 
     def test_a_folder_without_a_model(self, tmp_path: Path) -> None:
         with pytest.raises(LoadingError, match="no model at"):
-            load(tmp_path)
+            load_model(tmp_path)
 
     def test_a_model_without_its_processor(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_bytes((ASSETS / "config.json").read_bytes())
         with pytest.raises(LoadingError, match="cannot be loaded"):
-            load(tmp_path)
+            load_model(tmp_path)
 
     def test_runs_in_float32_on_a_cpu(self, loaded) -> None:
         model, _ = loaded

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable
-from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
@@ -14,13 +13,11 @@ from invariants import assert_books, assert_plan
 from kvpolicy import RECIPES, CacheView, Plan, Policy, Step, full, head_kv
 from kvpolicy_hf import PolicyCache, enable
 from kvpolicy_hf.demo.cases import drawn_cases
-from kvpolicy_hf.demo.loading import load
 from kvpolicy_hf.demo.prompts import encode
-from kvpolicy_hf.demo.scenes import ASSETS
+from kvpolicy_hf.loading import load_model
 
 NEW = 5
 Inputs = dict[str, torch.Tensor]
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def recipe(name: str, keep: float, model: Any) -> Policy:
@@ -36,7 +33,7 @@ def recipe(name: str, keep: float, model: Any) -> Policy:
 @pytest.fixture(scope="module")
 def demo(device: str) -> tuple[Any, Inputs]:
     """The demo's model and two of its questions, the shorter padded on the left."""
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     model = model.float().to(device)
     enable(model)
     cases = drawn_cases(3, pictures=1)
@@ -54,11 +51,10 @@ def demo(device: str) -> tuple[Any, Inputs]:
 @pytest.fixture(scope="module")
 def smollm2(device: str) -> tuple[Any, Inputs]:
     """SmolLM2-135M and one text of 72 tokens."""
-    example = runpy.run_path(str(EXAMPLES / "03_smollm2_perplexity.py"))
-    model, tokenizer = example["load_smollm2"]()
+    model, tokenizer = load_model("smollm2")
     model = model.to(device)
     enable(model)
-    inputs = tokenizer(example["topics"]["for"], return_tensors="pt")
+    inputs = tokenizer(topics["for"], return_tensors="pt")
     return model, {name: inputs[name][:, :72].to(device) for name in ("input_ids", "attention_mask")}
 
 

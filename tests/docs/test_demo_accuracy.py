@@ -9,15 +9,14 @@ from pages import ROOT
 
 import kvpolicy
 from kvpolicy_hf import enable
-from kvpolicy_hf.demo.loading import load
-from kvpolicy_hf.demo.scenes import ASSETS
+from kvpolicy_hf.loading import load_model
 
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "measure_demo_accuracy.py"))
 
 
 @pytest.fixture(scope="module")
 def accuracy():
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     enable(model)
     cases = SCRIPT["draw_questions"](64)
 

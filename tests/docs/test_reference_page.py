@@ -11,8 +11,13 @@ from pages import ROOT
 import kvpolicy
 import kvpolicy.testing
 import kvpolicy_hf
+import kvpolicy_hf.evaluate
+import kvpolicy_hf.loading
+import kvpolicy_hf.plots
+import kvpolicy_hf.tune
 
-PACKAGES = {package.__name__: package for package in (kvpolicy, kvpolicy.testing, kvpolicy_hf)}
+ADAPTER = (kvpolicy_hf, kvpolicy_hf.evaluate, kvpolicy_hf.loading, kvpolicy_hf.plots, kvpolicy_hf.tune)
+PACKAGES = {package.__name__: package for package in (kvpolicy, kvpolicy.testing, *ADAPTER)}
 TEXT = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 ENTRIES = re.findall(r"^::: ([\w.]+)$", TEXT, re.M)
 

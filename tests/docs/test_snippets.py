@@ -16,8 +16,8 @@ from hypothesis import is_hypothesis_test
 from pages import PAGES, ROOT, Block, blocks, name
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kvpolicy_hf.demo.loading import load
-from kvpolicy_hf.demo.scenes import ASSETS, draw
+from kvpolicy_hf.demo.scenes import draw
+from kvpolicy_hf.loading import load_model
 
 RUNNABLE = [page for page in PAGES if any(not block.skip for block in blocks(page))]
 
@@ -25,7 +25,7 @@ RUNNABLE = [page for page in PAGES if any(not block.skip for block in blocks(pag
 @pytest.fixture
 def namespace() -> dict[str, Any]:
     """What the pages take for granted: a text model, a vision-language model, and their inputs."""
-    vlm, processor = load(ASSETS)
+    vlm, processor = load_model("demo")
     tokenizer = processor.tokenizer
     torch.manual_seed(0)
     config = LlamaConfig(

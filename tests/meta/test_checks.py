@@ -27,7 +27,7 @@ class TestChecks:
                 {"expected": {"dominance": "so"}},
                 "'dominance': it does not apply to OfLength() (not about a component of",
             ),
-            ({"profile": "slow"}, "profile='slow': there are dev, ci, nightly."),
+            ({"profile": "slow"}, "profile='slow': there are quick, dev, ci, nightly."),
             ({"sizes": {"colour": 3}}, "sizes: 'colour' is no size of an example for OfLength(). There are:"),
             ({"sizes": {"dim": 3}}, "Table(dim=3): dim must be even. Hint: 4."),
             ({"sizes": {"seed": -1}}, "Table(seed=-1): seed must be an integer >= 0."),

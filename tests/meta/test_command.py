@@ -137,7 +137,7 @@ class TestCommand:
                 "sizes: 'colour' is no size of an example for Fine(rows=3). There are:",
             ),
             ("kit_stages:Fine --size dim=3", "Table(dim=3): dim must be even. Hint: 4."),
-            ("kit_stages:Fine --profile slow", "profile='slow': there are dev, ci, nightly."),
+            ("kit_stages:Fine --profile slow", "profile='slow': there are quick, dev, ci, nightly."),
             (
                 "kit_stages:Fine --backend cupy",
                 "backend='cupy': there is no such backend. Known: numpy, torch, triton.",

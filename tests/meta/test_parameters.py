@@ -137,7 +137,7 @@ class TestParameters:
     def test_the_profile_is_an_option(self, run: Run) -> None:
         result = run("[Fine()]", "--kvpolicy-profile", "slow")
         result.assert_outcomes(errors=1)
-        assert "test_laws: profile='slow': there are dev, ci, nightly." in words(result.stdout.str())
+        assert "test_laws: profile='slow': there are quick, dev, ci, nightly." in words(result.stdout.str())
 
     def laws(self) -> list[str]:
         """Those about a schedule without a limit."""

@@ -10,14 +10,14 @@ from transformers import pipeline
 
 import kvpolicy
 from kvpolicy_hf import PolicyCache, enable
-from kvpolicy_hf.demo.loading import load
-from kvpolicy_hf.demo.scenes import ASSETS, draw
+from kvpolicy_hf.demo.scenes import draw
+from kvpolicy_hf.loading import load_model
 
 
 @pytest.mark.parametrize("policy", [kvpolicy.full(), kvpolicy.elastic_cache(keep=0.5, last=8)], ids=["full", "elastic"])
 @pytest.mark.parametrize("mode", modes_of("test_pictures.py::test_the_pipeline"), ids=repr)
 def test_the_pipeline(mode: Mode, policy: kvpolicy.Policy) -> None:
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     enable(model)
     rng = np.random.default_rng(0)
     scene = draw(rng, "photo")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from kvpolicy import CacheView, Phase, Plan, Policy, Step
+from kvpolicy import Policy
 
 from .. import PolicyCache
-from .fates import Fate
+from ..plots.history import Fate
+from ..plots.watch import Watch
 
 __all__ = ["Answer", "ask"]
 
@@ -31,7 +31,7 @@ class Answer:
         full_kv_bytes: what a cache that keeps everything holds.
         new_tokens: tokens generated.
         seconds: time of the whole `generate`, prefill included.
-        fates: per layer, what the prefill plan did with each prompt token; empty if there was none.
+        fates: per layer, what became of the prompt's tokens when the prompt was complete.
     """
 
     text: str
@@ -41,24 +41,21 @@ class Answer:
     full_kv_bytes: int
     new_tokens: int
     seconds: float
-    fates: Mapping[int, Fate] = field(default_factory=dict)
+    fates: tuple[Fate, ...] = ()
 
 
 def ask(model: Any, processor: Any, inputs: Any, policy: Policy, *, max_new_tokens: int) -> Answer:
     """Answer greedily under the policy."""
-    fates: dict[int, Fate] = {}
-
-    def listen(layer: int, view: CacheView, plan: Plan, step: Step) -> None:
-        if step.phase is Phase.PREFILL and layer not in fates:
-            fates[layer] = Fate.of(view, plan, step)
-
-    cache = PolicyCache(model, policy, inputs=inputs, listen=listen)
+    watch = Watch()
+    cache = PolicyCache(model, policy, inputs=inputs, listen=watch)
     began = time.perf_counter()
     with torch.inference_mode():
         output = model.generate(**inputs, past_key_values=cache, max_new_tokens=max_new_tokens, **GREEDY)
-    new = output[0, inputs["input_ids"].shape[1] :].tolist()  # waits for the device
+    prompt = inputs["input_ids"].shape[1]
+    new = output[0, prompt:].tolist()  # waits for the device
     seconds = time.perf_counter() - began
     report = cache.report()
+    history = watch.history(report)
     return Answer(
         text=processor.decode(new, skip_special_tokens=True).strip(),
         rows=tuple(float(layer.rows) for layer in report.layers),
@@ -67,5 +64,5 @@ def ask(model: Any, processor: Any, inputs: Any, policy: Policy, *, max_new_toke
         full_kv_bytes=report.full_kv_bytes,
         new_tokens=len(new),
         seconds=seconds,
-        fates=fates,
+        fates=tuple(history.fate(layer, after=prompt) for layer in range(history.layers)),
     )

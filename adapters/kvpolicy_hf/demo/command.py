@@ -17,8 +17,8 @@ from transformers.utils import logging
 from kvpolicy import Policy, from_text
 
 from .. import enable
+from ..loading import load_model
 from .cases import Case, drawn_cases, own_case
-from .loading import load
 from .picture import Row, Subject, draw_picture
 from .results import Result, run_case
 from .scenes import ASSETS
@@ -124,7 +124,7 @@ def answer_all(cases: Sequence[Case], policies: Mapping[str, Policy], where: str
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("loading the model", total=None)
-        model, processor = load(where)
+        model, processor = load_model(where, pictures=True)
         enable(model)
         if model.num_parameters() < SMALL:
             torch.set_num_threads(1)  # more only wait for each other, very long if the machine is busy

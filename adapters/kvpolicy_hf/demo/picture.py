@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..plots.colours import FAINT, INK
+from ..plots.history import Fate
+from ..plots.layout import Layout
+from ..plots.legend import of_panels
+from ..plots.page import Page
+from ..plots.panel import MARGIN, draw_panel
+from ..plots.patches import spread
 from .answers import Answer
-from .fates import Fate
-from .layout import Layout
-from .panel import BACKGROUND, MARGIN, OUTLINE, draw_panel, hues
 
 __all__ = ["Row", "Subject", "draw_picture"]
 
-INK, FAINT, GOOD, BAD = "#e6edf3", "#8b949e", "#3fb950", "#f85149"
-MOST_LAYERS = 6
+GOOD, BAD = "#3fb950", "#f85149"
 SIDE, LABEL, PANEL, GUTTER, EDGE, HEAD, BAR = 2.7, 1.8, 1.8, 0.2, 0.4, 1.22, 0.24  # inches
 
 
@@ -65,15 +66,14 @@ class Row:
 
 def draw_picture(subject: Subject, rows: Sequence[Row], path: Path) -> None:
     """Write the picture as PNG; of a model with more than six layers, six spread over the model are drawn."""
-    layers = len(rows[0].answer.rows)
-    shown = np.unique(np.linspace(0, layers - 1, min(layers, MOST_LAYERS)).round().astype(int)).tolist()
+    shown = spread(len(rows[0].answer.rows))
     aspect = subject.layout.rows / subject.layout.columns + 2 * MARGIN
     tall = PANEL * aspect
     matrix = EDGE + SIDE + GUTTER + LABEL  # where the panels begin
     width = matrix + len(shown) * (PANEL + GUTTER) + EDGE - GUTTER
     bars = 0.7 + BAR * len(rows) if subject.asked > 1 else 0.0
-    height = HEAD + max(len(rows) * (tall + GUTTER) - GUTTER, SIDE * aspect + 2.0 + bars) + EDGE
-    page = _Page(width, height)
+    height = HEAD + max(len(rows) * (tall + GUTTER) - GUTTER, SIDE * aspect + 2.3 + bars) + EDGE
+    page = Page(width, height, dpi=150)
 
     page.text(EDGE, 0.54, "What a KV-cache policy keeps of an image", size=17, weight="bold")
     page.text(EDGE, 0.82, f"each policy may keep {subject.budget} of the cache", size=10.5, color=FAINT)
@@ -85,37 +85,12 @@ def draw_picture(subject: Subject, rows: Sequence[Row], path: Path) -> None:
         top = HEAD + number * (tall + GUTTER)
         _label(page, EDGE + SIDE + GUTTER, top + PANEL * MARGIN, row)
         for column, layer in enumerate(shown):
-            fate = row.answer.fates.get(layer, Fate.everything(subject.layout.tokens))
             axes = page.axes(matrix + column * (PANEL + GUTTER), top, PANEL, tall)
-            draw_panel(axes, subject.image, subject.layout, fate, points=PANEL * 72)
-    page.figure.savefig(path, dpi=150, facecolor=BACKGROUND, format="png")
+            draw_panel(axes, subject.image, subject.layout, row.answer.fates[layer], points=PANEL * 72)
+    page.figure.savefig(path, format="png")
 
 
-class _Page:
-    """A figure measured in inches from its top left corner."""
-
-    def __init__(self, width: float, height: float) -> None:
-        self.figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
-        FigureCanvasAgg(self.figure)
-        self.width, self.height = width, height
-
-    def axes(self, left: float, top: float, width: float, height: float) -> Any:
-        """Axes without a frame; both coordinates run from 0 at the top left, in units of the width."""
-        bottom = 1 - (top + height) / self.height
-        axes: Any = self.figure.add_axes(
-            (left / self.width, bottom, width / self.width, height / self.height), facecolor=BACKGROUND
-        )
-        axes.set_axis_off()
-        axes.set_xlim(0, 1)
-        axes.set_ylim(height / width, 0)
-        return axes
-
-    def text(self, left: float, top: float, text: str, *, size: float, color: str = INK, **style: Any) -> None:
-        """Text whose base line is ``top`` inches below the upper edge."""
-        self.figure.text(left / self.width, 1 - top / self.height, text, fontsize=size, color=color, **style)
-
-
-def _sidebar(page: _Page, subject: Subject, rows: Sequence[Row]) -> None:
+def _sidebar(page: Page, subject: Subject, rows: Sequence[Row]) -> None:
     """The picture as it is, the question, the right answer, the legend, and the score over all questions."""
     tall = SIDE * (subject.layout.rows / subject.layout.columns + 2 * MARGIN)
     page.text(EDGE + SIDE / 2, HEAD - 0.08, "the prompt", size=9.5, color=FAINT, ha="center")
@@ -128,25 +103,14 @@ def _sidebar(page: _Page, subject: Subject, rows: Sequence[Row]) -> None:
     if subject.right is not None:
         page.text(EDGE, top + 0.02, f"right answer: {subject.right}", size=10.5, color=GOOD)
         top += 0.24
-    _legend(page.axes(EDGE, top + 0.06, SIDE, 1.0))
+    fates = [fate for row in rows for fate in row.answer.fates]
+    top += 0.06
+    top += SIDE * of_panels(page.axes(EDGE, top, SIDE, SIDE), SIDE, fates)
     if subject.asked > 1:
-        _scores(page, top + 1.5, subject, rows)
+        _scores(page, top + 0.46, subject, rows)
 
 
-def _legend(axes: Any) -> None:
-    size, tint = 0.085, hues(1)[0]
-    entries: tuple[tuple[str, Any, Any, float], ...] = (
-        ("kept", "#57606a", OUTLINE, 1.4),
-        ("merged into the row of its colour", (*tint, 0.55), tint, 0.6),
-        ("dropped", "#1c2128", "#30363d", 0.6),
-    )
-    for number, (entry, face, edge, line) in enumerate(entries):
-        top = 0.01 + number * 0.12
-        axes.add_patch(Rectangle((0.005, top), size, size, facecolor=face, edgecolor=edge, linewidth=line))
-        axes.text(size + 0.05, top + size / 2, entry, color=INK, fontsize=9.5, va="center_baseline")
-
-
-def _scores(page: _Page, top: float, subject: Subject, rows: Sequence[Row]) -> None:
+def _scores(page: Page, top: float, subject: Subject, rows: Sequence[Row]) -> None:
     """A bar per policy: right answers of all the questions asked."""
     what = "right answers to" if subject.right is not None else "same answer as the full cache:"
     page.text(EDGE, top, f"{what} {subject.asked} questions", size=10.5, weight="bold")
@@ -163,7 +127,7 @@ def _scores(page: _Page, top: float, subject: Subject, rows: Sequence[Row]) -> N
         axes.text(1, middle, score, color=INK, fontsize=9.5, va="center_baseline", ha="right")
 
 
-def _label(page: _Page, left: float, top: float, row: Row) -> None:
+def _label(page: Page, left: float, top: float, row: Row) -> None:
     """The policy's name, its answer and what its cache cost."""
     page.text(left, top + 0.18, row.name, size=min(12, 200 / len(row.name)), weight="bold")
     lines = textwrap.wrap(row.answer.text or "(nothing)", 18)[:3]

@@ -8,9 +8,9 @@ from typing import Any
 
 from kvpolicy import Policy, full
 
+from ..plots import Layout, PlotError, seen_by_model
 from .answers import Answer, ask
 from .cases import Case
-from .layout import Layout, seen_by_model
 from .prompts import encode
 
 __all__ = ["Result", "run_case"]
@@ -58,5 +58,12 @@ def run_case(
     if right is None:
         same = next((name for name, policy in policies.items() if policy == full()), None)
         right = (answers[same] if same else ask(model, processor, inputs, full(), max_new_tokens=max_new_tokens)).text
-    layout = Layout.of(inputs, model.config, processor.tokenizer)
+    layout = _layout(inputs, model, processor)
     return Result(case, answers, right, layout, seen_by_model(inputs, processor, case.prompt.image))
+
+
+def _layout(inputs: Any, model: Any, processor: Any) -> Layout | None:
+    try:
+        return Layout.of(inputs, model, processor.tokenizer)
+    except PlotError:
+        return None

@@ -14,9 +14,8 @@ from transformers.utils import logging
 
 from .. import enable
 from ..demo.cases import drawn_cases
-from ..demo.loading import load
 from ..demo.prompts import encode
-from ..demo.scenes import ASSETS
+from ..loading import load_model
 from .compare import choose, compare
 from .plot import draw_plot
 from .record import Record
@@ -112,7 +111,7 @@ def record_demo(path: Path, seed: int) -> Record:
     """Record the demo's model while it reads out a row of a drawn picture."""
     logging.disable_progress_bar()
     case = next(case for case in drawn_cases(seed, pictures=1) if (case.kind, case.task) == ASKED)
-    model, processor = load(ASSETS)
+    model, processor = load_model("demo")
     enable(model)
     torch.set_num_threads(1)  # it is small: more threads only wait for each other
     return record_request(

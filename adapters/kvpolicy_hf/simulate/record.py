@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -145,7 +146,8 @@ def record(
         path: the file to write, see `save_record`; None writes none.
         new_tokens: decode steps, at least 1: so many new tokens are fed back. Fewer if the model stops by itself.
         name: what tables call the model; by default the last part of the folder or hub id that it came from.
-        generate: further arguments of `generate`; the default is greedy decoding.
+        generate: further arguments of `generate`; the default is greedy decoding. A ``generation_config`` says by
+            itself how, and ``new_tokens`` only how long.
 
     Raises:
         RecordError: if there is more than one prompt, or padding, or the model stops before its first decode step; or
@@ -158,7 +160,12 @@ def record(
     cache = PolicyCache(model, Policy(decode=Pipeline(schedule=_Never(), score=watch)), inputs=inputs)
     # The first new token comes out of the prompt's own pass, and the last one is not fed back.
     run: Any = model
-    out = run.generate(**inputs, past_key_values=cache, max_new_tokens=new_tokens + 1, **{**GREEDY, **generate})
+    if "generation_config" in generate:
+        how = {**generate, "generation_config": copy.deepcopy(generate["generation_config"])}
+        how["generation_config"].max_new_tokens = new_tokens + 1
+    else:
+        how = {**GREEDY, "max_new_tokens": new_tokens + 1, **generate}
+    out = run.generate(**inputs, past_key_values=cache, **how)
     tokens = getattr(out, "sequences", out)[:1, :-1].cpu()
     prompt = ids.shape[1]
     if tokens.shape[1] == prompt:

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from .._target import from_target
 from ._check import Check, checks_of
 from ._law import ConformanceError
 from ._options import pairs, size_of, wanted_laws
 from ._order import OrderedCheck, in_order
 from ._places import known_backends
 from ._subject import subject_of
-from ._target import component_of
 from ._vacuous import VacuousPassWarning
 from .checks import LAWS
 
@@ -57,7 +57,9 @@ def check(
     ] = None,
     profile: Annotated[
         str | None,
-        typer.Option(help="Examples for each law, at most: dev (25), ci (50) or nightly (1,000).", show_default=False),
+        typer.Option(
+            help="Examples for each law, at most: quick (15), dev (25), ci (50) or nightly (1,000).", show_default=False
+        ),
     ] = None,
     law: Annotated[list[str] | None, typer.Option(help="Only this law, and the structural ones; repeatable.")] = None,
     expect: Annotated[
@@ -68,7 +70,7 @@ def check(
     ] = None,
 ) -> None:
     """Try every law of the conformance kit on a policy or a stage; exit code 1 if one fails."""
-    component = component_of(target)
+    component = from_target(target, keep=0.5)
     backends = tuple(backend or known_backends())
     expected = pairs("--expect", "LAW=REASON, such as 'merge_convex=adds values'", expect)
     sizes = {name: size_of(name, n) for name, n in pairs("--size", "NAME=N, such as heads=4", size).items()}

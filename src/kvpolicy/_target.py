@@ -1,4 +1,4 @@
-"""What `kvpolicy check` is told to check: a recipe, or something in a module of the user's."""
+"""What a command line names: a recipe, or something in a module of the user's."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import _text
-from .._check import closest
-from .._errors import PolicyError
-from ..policies import RECIPES
+from . import _text
+from ._check import closest
+from ._errors import PolicyError
+from .policies import RECIPES
 
-__all__ = ["component_of"]
+__all__ = ["from_target"]
 
 
-def component_of(target: str) -> Any:
-    """The component that a command line names.
+def from_target(target: str, *, keep: float | None = None) -> Any:
+    """The policy, stage or whatever else a command line names.
 
     Args:
         target: a recipe (``"h2o"``, ``"elastic_cache(keep=0.5)"``), or ``"module:Name"``: an instance, or a class or
             function that makes one, with plain keyword arguments if it needs any (``"my_module:MyMerger(window=4)"``).
+            The module may lie in the working directory.
+        keep: the budget of a recipe, or of a function of the user's that takes ``keep``, where the text names none.
 
     Raises:
         PolicyError: if there is no such module or name, or it cannot be made so; nothing but the module is run.
     """
     module, colon, call = target.partition(":")
     if not colon:
-        return _recipe(target)
+        return _recipe(target, keep)
     name, arguments = _text.call_of(call)
     found = _imported(module, target)
     if not hasattr(found, name):
@@ -41,6 +43,8 @@ def component_of(target: str) -> Any:
                 f"{target!r}: {name} is an instance already and takes no arguments. Hint: {module}:{name}."
             )
         return made
+    if keep is not None and "keep" not in arguments and _takes_keep(made):
+        arguments["keep"] = keep
     try:
         return made(**arguments)
     except TypeError as error:
@@ -49,9 +53,9 @@ def component_of(target: str) -> Any:
         ) from error
 
 
-def _recipe(target: str) -> Any:
+def _recipe(target: str, keep: float | None) -> Any:
     try:
-        return _text.from_text(target, keep=0.5)
+        return _text.from_text(target, keep=keep)
     except PolicyError as error:
         if target.partition("(")[0].strip() in RECIPES:
             raise
@@ -78,3 +82,10 @@ def _imported(module: str, target: str) -> Any:
 def _makes(value: Any) -> bool:
     """Whether it is called to make a component: a class or a function, not an instance of a stage."""
     return isinstance(value, type) or inspect.isroutine(value)
+
+
+def _takes_keep(made: Any) -> bool:
+    try:
+        return "keep" in inspect.signature(made).parameters
+    except ValueError:  # built in, and without one
+        return False

@@ -1,0 +1,107 @@
+"""`kvpolicy eval`: policies on tasks, at budgets, as tables, charts and one page that opens anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from transformers.utils import logging
+
+from .arms import arms_of
+from .processes import Processes
+from .run import evaluate, subject_of
+from .tables import failures_table, quality_table
+from .tasks import tasks_of
+from .write import write
+
+__all__ = ["evaluate_command"]
+
+SMALL = 50_000_000  # parameters
+
+
+def evaluate_command(
+    model: Annotated[str, typer.Argument(help="Folder, hub id, 'demo' or 'smollm2'.", show_default=True)] = "demo",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A task (see the documentation), or module:Name; repeatable.", show_default="those made for the model"
+        ),
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A recipe, with arguments if you like, a file of a policy, or module:Name of a policy or a scorer of "
+            "your own; repeatable.",
+            show_default="every recipe that needs no more than a budget",
+        ),
+    ] = None,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Every recipe, beside what --policy names.")] = False,
+    keep: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of the cache that policies may keep, in (0, 1]; repeatable.", show_default="0.5, 0.2"),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Samples of each task.", min=1)] = 48,
+    batch: Annotated[int, typer.Option(help="Samples that go through the model together.", min=1)] = 16,
+    records: Annotated[
+        int, typer.Option(help="Samples of each task that are also recorded, for attention mass and error.", min=0)
+    ] = 4,
+    seed: Annotated[int, typer.Option(help="Draws the samples.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the results; a run goes on where it stopped.")] = Path(
+        "kvpolicy-eval"
+    ),
+) -> None:
+    """Measure what policies cost in quality, with intervals, and bytes beside every score.
+
+    Writes rows.csv and rows.parquet (a row for each sample under each policy),
+    summary.csv, charts, and report.html, which opens offline. Killed and
+    called again, it goes on; more policies, tasks or samples are added to what
+    is there.
+
+    Examples:
+        kvpolicy eval demo --policy h2o --policy "elastic_cache(last=8)"
+
+        kvpolicy eval demo --baselines --policy my_module:MyScorer --keep 0.2
+
+        kvpolicy eval smollm2 --task pydoc --task needle-1k --samples 16
+
+        accelerate launch --num_processes 4 -m kvpolicy eval demo
+    """
+    console, progress_console = Console(), Console(stderr=True)
+    keeps = keep or [0.5, 0.2]
+    arms = arms_of(policy, keeps)  # before the model is loaded: what the user gave may be wrong
+    own = list(dict.fromkeys(arm.label for arm in arms[1:])) if policy else []
+    if baselines and policy:
+        arms = (*arms, *(arm for arm in arms_of(None, keeps) if arm not in arms))
+    logging.disable_progress_bar()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=progress_console, transient=True) as progress:
+        bar = progress.add_task("loading the model", total=None)
+        subject = subject_of(model)
+        if subject.model.device.type == "cpu" and subject.model.num_parameters() < SMALL:
+            torch.set_num_threads(1)  # more only wait for each other
+        tasks = tasks_of(task, subject)
+        progress.update(bar, description="measuring")
+        result = evaluate(
+            subject,
+            tasks=tasks,
+            policies=arms,
+            samples=samples,
+            batch=batch,
+            records=records,
+            seed=seed,
+            out=out,
+            done=lambda now, of: progress.update(bar, completed=now, total=of),
+        )
+        if not Processes().first:
+            return
+        progress.update(bar, description="summing up", total=None)
+        summary = write(result, out, tasks=tasks, arms=arms, highlight=own)
+    console.print(quality_table(summary))
+    if result.failures:
+        console.print(failures_table(result.failures))
+    console.print(Text.assemble("report: ", (str(out / "report.html"), "bold cyan")))

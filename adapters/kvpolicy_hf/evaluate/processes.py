@@ -1,0 +1,60 @@
+"""Several processes that share the work, as `accelerate launch` starts them; one that is started plainly has it all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from accelerate import PartialState  # type: ignore[import-untyped]
+
+from .errors import EvaluationError
+
+__all__ = ["Processes"]
+
+
+class Processes:
+    """This process among those that accelerate knows of."""
+
+    def __init__(self) -> None:
+        self._state = PartialState()
+
+    @property
+    def number(self) -> int:
+        """Of this process, from 0."""
+        return int(self._state.process_index)
+
+    @property
+    def count(self) -> int:
+        """Processes there are."""
+        return int(self._state.num_processes)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes what there is one of."""
+        return self.number == 0
+
+    def wait(self) -> None:
+        """Until every process has come so far."""
+        self._state.wait_for_everyone()
+
+    @contextmanager
+    def folder(self, out: str | Path | None) -> Iterator[Path]:
+        """The folder that keeps what was measured; one that goes again where none was named.
+
+        Raises:
+            EvaluationError: if several processes have no folder to meet in, or there is a file in its place.
+        """
+        if out is None:
+            if self.count > 1:
+                raise EvaluationError(f"{self.count} processes need a folder to meet in. Hint: out='results'.")
+            with TemporaryDirectory(prefix="kvpolicy-") as made:
+                yield Path(made)
+            return
+        path = Path(out)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EvaluationError(f"out={str(out)!r} cannot be a folder: {error}.") from error
+        yield path

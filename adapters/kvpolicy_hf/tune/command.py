@@ -1,0 +1,106 @@
+"""`kvpolicy tune`: search for the composition that keeps the most quality at a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import polars as pl
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from transformers.utils import logging
+
+from ..evaluate.run import subject_of
+from .search import Tuned
+from .search import tune as search
+
+__all__ = ["tune"]
+
+SMALL = 50_000_000  # parameters
+SHOWN = 10  # candidates of the last round
+
+
+def tune(
+    model: Annotated[str, typer.Argument(help="Folder, hub id, 'demo' or 'smollm2'.", show_default=True)] = "demo",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="A task, or module:Name; repeatable.", show_default="those made for the model"),
+    ] = None,
+    keep: Annotated[float, typer.Option(help="Share of the cache that may be kept, in (0, 1].")] = 0.2,
+    trials: Annotated[int, typer.Option(help="Compositions that are replayed over records.", min=1)] = 200,
+    candidates: Annotated[int, typer.Option(help="How many of them answer, beside every recipe.", min=1)] = 27,
+    samples: Annotated[
+        int, typer.Option(help="Samples of each task in the first round; three times as many in each further one.")
+    ] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds of answers, each with a third of the candidates.", min=1)] = 3,
+    records: Annotated[int, typer.Option(help="Samples of each task that are replayed.", min=1)] = 4,
+    test: Annotated[int, typer.Option(help="Samples of each task that the winner is judged by.", min=1)] = 100,
+    seed: Annotated[int, typer.Option(help="Draws samples and compositions.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the results; a search goes on where it stopped.")] = Path(
+        "kvpolicy-tune"
+    ),
+) -> None:
+    """Search scorer, allocator, selector and merger for the best composition on your data.
+
+    Compositions are first replayed over recorded requests, the best of them
+    answer beside every recipe, and the best of these answer more. The winner
+    is judged on samples that the search has not seen, and written to
+    winner.json, which kvpolicy.from_json and `kvpolicy eval --policy` read.
+
+    Examples:
+        kvpolicy tune demo --keep 0.2
+
+        kvpolicy tune demo --task photo-where --trials 50 --candidates 9
+    """
+    logging.disable_progress_bar()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("loading the model", total=None)
+        subject = subject_of(model)
+        if subject.model.device.type == "cpu" and subject.model.num_parameters() < SMALL:
+            torch.set_num_threads(1)  # more only wait for each other
+        found = search(
+            subject,
+            keep=keep,
+            out=out,
+            tasks=task,
+            trials=trials,
+            candidates=candidates,
+            samples=samples,
+            rounds=rounds,
+            records=records,
+            test=test,
+            seed=seed,
+            done=lambda what, now, of: progress.update(bar, description=what, completed=now, total=of),
+        )
+    console = Console()
+    console.print(_last_round(found))
+    console.print(Text.assemble("winner: ", (repr(found.winner), "cyan")), soft_wrap=True)
+    console.print(Text(_judgement(found)))
+    console.print(Text.assemble("written: ", (str(out / "winner.json"), "bold cyan")))
+
+
+def _last_round(found: Tuned) -> Table:
+    size, ranked = found.rounds[-1]
+    table = Table(
+        title=Text(f"mean quality, {size} samples a task", style="bold"), title_justify="left", box=box.SIMPLE_HEAD
+    )
+    table.add_column("candidate", style="cyan", no_wrap=True)
+    table.add_column("quality", justify="right")
+    for name, value in ranked[:SHOWN]:
+        table.add_row(Text(name), f"{value:.3f}")
+    return table
+
+
+def _judgement(found: Tuned) -> str:
+    told = found.comparison.filter(pl.col("task") == "all").to_dicts()[0]
+    return (
+        f"against {found.best_recipe}, the best recipe, on samples not seen before: {told['value']:.3f} and "
+        f"{told['baseline']:.3f}, a difference of {told['difference']:+.3f} [{told['difference_low']:+.3f}, "
+        f"{told['difference_high']:+.3f}]: {told['verdict']}"
+    )
