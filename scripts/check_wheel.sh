@@ -72,15 +72,15 @@ if "$bin/kvpolicy" check h2o >check.log 2>&1 || ! tr -s ' \n' ' ' <check.log | g
     exit 1
 fi
 
-say "a third party's project, with kvpolicy[testing]"
+say "a third party's project, with kvpolicy[eval,testing]"
 cp -R "$root/examples/own_policies" "$work/own_policies"
-pip install -c "$root/constraints.txt" "kvpolicy[hf,testing] @ file://$wheel" "$work/own_policies[test]"
+pip install -c "$root/constraints.txt" "kvpolicy[eval,testing] @ file://$wheel" "$work/own_policies[test]"
 pip check
 "$bin/pytest" --help >help.txt
 grep -q -- --kvpolicy-backend help.txt
 
 say "its tests: its policies conform"
-(cd "$work/own_policies" && CI=true "$bin/pytest" -q)
+(cd "$work/own_policies" && "$bin/pytest" -q --kvpolicy-profile quick)
 
 say "kvpolicy check: a scorer keeps every law, and a merger that adds breaks one"
 "$bin/kvpolicy" check own_policies:LoudValues >check.log || {
@@ -93,5 +93,13 @@ if [ "$status" != 1 ] || ! grep -qx 'broken: merge_convex' check.log; then
     cat check.log >&2
     exit 1
 fi
+
+say "kvpolicy eval: its scorer beside a recipe"
+"$bin/kvpolicy" eval demo --policy own_policies:LoudValues --policy h2o --task photo-at --samples 2 --records 0 \
+    >eval.log 2>&1 || {
+    cat eval.log >&2
+    exit 1
+}
+grep -q LoudValues kvpolicy-eval/report.html
 
 say "ok"
