@@ -1,7 +1,7 @@
 """Many requests on several processes: each has the whole model, takes its share of the questions, and reports back.
 
     python examples/10_data_parallel.py [--questions 12] [--keep 0.3]
-    accelerate launch --num_processes 2 --cpu examples/10_data_parallel.py
+    torchrun --nproc-per-node 2 examples/10_data_parallel.py
 
 A `PolicyCache` serves one request and knows nothing of other processes, so nothing has to be told to it. The table is
 the same whatever the number of processes. Nothing is downloaded: the model comes with the package.
@@ -10,6 +10,7 @@ the same whatever the number of processes. Nothing is downloaded: the model come
 import argparse
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
@@ -31,7 +32,7 @@ def main() -> None:
         "streaming_llm": streaming_llm(keep=args.keep),
     }
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())  # without the flag, processes on CPUs do not meet
     model, processor = load_model("demo")
     model.to(state.device)
     enable(model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import runpy
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +12,6 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-
-
-def accelerate() -> tuple[str, ...]:
-    """``accelerate launch``, at a port that is free."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    return ("-m", "accelerate.commands.launch", "--num_processes=2", "--cpu", f"--main_process_port={port}")
 
 
 def alone(
@@ -56,4 +47,4 @@ def test_tensor_parallel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def test_data_parallel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     one = alone("10_data_parallel.py", "--questions", "3", monkeypatch=monkeypatch, capsys=capsys)
     assert len(one) == 4
-    assert launched(accelerate(), "10_data_parallel.py", "--questions", "3") == one
+    assert launched(TORCHRUN, "10_data_parallel.py", "--questions", "3") == one

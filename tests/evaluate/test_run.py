@@ -176,7 +176,7 @@ def test_numbers_that_are_none(demo: Subject, name: str, value: object) -> None:
 
 COMMAND = ["eval", "demo", "--policy", "h2o", "--keep", "0.2", "--samples", "6", "--batch", "2", "--records", "0"]
 ASKED = ["--task", "photo-where", "--task", "grid-row"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def written(folder: Path) -> pl.DataFrame:
@@ -204,7 +204,7 @@ def test_a_kill_loses_nothing_and_two_processes_share(tmp_path: Path) -> None:
     assert len(units(killed)) == len({json.dumps(json.loads(line)["unit"]) for line in units(killed)}) == 12
     assert written(killed).equals(written(plain))
 
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "kvpolicy"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "kvpolicy"]
     subprocess.run([*launch, *COMMAND, *ASKED, "--out", str(shared)], check=True, env=ENVIRONMENT, capture_output=True)
     assert [len(path.read_text().splitlines()) for path in sorted(shared.glob("units-*.jsonl"))] == [6, 6]
     assert written(shared).equals(written(plain))

@@ -69,7 +69,7 @@ def evaluate_command(
 
         kvpolicy eval smollm2 --task pydoc --task needle-1k --samples 16
 
-        accelerate launch --num_processes 4 -m kvpolicy eval demo
+        torchrun --nproc-per-node 4 -m kvpolicy eval demo
     """
     console, progress_console = Console(), Console(stderr=True)
     keeps = keep or [0.5, 0.2]

@@ -1,4 +1,4 @@
-"""Several processes that share the work, as `accelerate launch` starts them; one that is started plainly has it all."""
+"""Several processes that share the work, as `torchrun` starts them; one that is started plainly has it all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
 
 from .errors import EvaluationError
@@ -18,7 +19,7 @@ class Processes:
     """This process among those that accelerate knows of."""
 
     def __init__(self) -> None:
-        self._state = PartialState()
+        self._state = PartialState(cpu=not torch.cuda.is_available())  # without the flag, processes on CPUs do not meet
 
     @property
     def number(self) -> int:
