@@ -1,0 +1,1 @@
+"""Train the bench model: ``PYTHONPATH=bench/src:bench python -m train --help``."""
