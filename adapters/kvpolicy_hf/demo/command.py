@@ -7,7 +7,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -18,6 +17,7 @@ from kvpolicy import Policy, from_text
 
 from .. import enable
 from ..loading import load_model
+from ..loading.threads import fit_threads
 from .cases import Case, drawn_cases, own_case
 from .picture import Row, Subject, draw_picture
 from .results import Result, run_case
@@ -31,7 +31,6 @@ __all__ = ["demo"]
 ARMS = ("full", "elastic_cache", "elastic_cache(last=8)", "h2o", "streaming_llm")
 PICTURES = 3  # of each kind, four questions each: 24 questions
 PICTURED = ("photo", "where")  # which case the picture shows
-SMALL = 50_000_000  # parameters
 SHORT, LONG = 10, 64  # most new tokens, for drawn pictures and for the user's own
 
 NOTE = (
@@ -126,8 +125,7 @@ def answer_all(cases: Sequence[Case], policies: Mapping[str, Policy], where: str
         bar = progress.add_task("loading the model", total=None)
         model, processor = load_model(where, pictures=True)
         enable(model)
-        if model.num_parameters() < SMALL:
-            torch.set_num_threads(1)  # more only wait for each other, very long if the machine is busy
+        fit_threads(model)
         run_case(cases[0], model, processor, dict(list(policies.items())[:1]), max_new_tokens=2)  # warm up
         progress.update(bar, description="asking", total=len(cases) * len(policies))
         return [

@@ -71,14 +71,14 @@ def arms_of(targets: Sequence[str] | None, keeps: Sequence[float]) -> tuple[Arm,
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise EvaluationError(f"targets: {named} name {twice[0]!r} twice. Hint: other names of files or functions.")
     arms = [FULL]
-    for target in named:
+    for target, label in zip(named, labels, strict=True):
         if target == "full":
             continue
         made = [_policy(target, keep) for keep in keeps]
         if made[0] == _policy(target, _OTHER):
-            arms.append(Arm(_label(target), None, made[0]))
+            arms.append(Arm(label, None, made[0]))
         else:
-            arms += [Arm(_label(target), keep, policy) for keep, policy in zip(keeps, made, strict=True)]
+            arms += [Arm(label, keep, policy) for keep, policy in zip(keeps, made, strict=True)]
     return tuple(arms)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from transformers.utils import logging
 
+from ..loading.threads import fit_threads
 from .arms import arms_of
 from .processes import Processes
 from .run import evaluate, subject_of
@@ -20,8 +20,6 @@ from .tasks import tasks_of
 from .write import write
 
 __all__ = ["evaluate_command"]
-
-SMALL = 50_000_000  # parameters
 
 
 def evaluate_command(
@@ -82,8 +80,7 @@ def evaluate_command(
     with Progress(*columns, console=progress_console, transient=True) as progress:
         bar = progress.add_task("loading the model", total=None)
         subject = subject_of(model)
-        if subject.model.device.type == "cpu" and subject.model.num_parameters() < SMALL:
-            torch.set_num_threads(1)  # more only wait for each other
+        fit_threads(subject.model)
         tasks = tasks_of(task, subject)
         progress.update(bar, description="measuring")
         result = evaluate(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -16,6 +15,7 @@ from .. import enable
 from ..demo.cases import drawn_cases
 from ..demo.prompts import encode
 from ..loading import load_model
+from ..loading.threads import fit_threads
 from .compare import choose, compare
 from .plot import draw_plot
 from .record import Record
@@ -113,7 +113,7 @@ def record_demo(path: Path, seed: int) -> Record:
     case = next(case for case in drawn_cases(seed, pictures=1) if (case.kind, case.task) == ASKED)
     model, processor = load_model("demo")
     enable(model)
-    torch.set_num_threads(1)  # it is small: more threads only wait for each other
+    fit_threads(model)
     return record_request(
         model, encode(processor, case.prompt, model.device), path, new_tokens=16, name="the demo's model"
     )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import polars as pl
-import torch
 import typer
 from rich import box
 from rich.console import Console
@@ -16,12 +15,12 @@ from rich.text import Text
 from transformers.utils import logging
 
 from ..evaluate.run import subject_of
+from ..loading.threads import fit_threads
 from .search import Tuned
 from .search import tune as search
 
 __all__ = ["tune"]
 
-SMALL = 50_000_000  # parameters
 SHOWN = 10  # candidates of the last round
 
 
@@ -62,8 +61,7 @@ def tune(
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("loading the model", total=None)
         subject = subject_of(model)
-        if subject.model.device.type == "cpu" and subject.model.num_parameters() < SMALL:
-            torch.set_num_threads(1)  # more only wait for each other
+        fit_threads(subject.model)
         found = search(
             subject,
             keep=keep,
