@@ -248,12 +248,13 @@ def plan(
         raise PlanError(f"{_at(pipeline.merge, view)} returned a {type(made).__name__}; merge() must return a Plan.")
     _check_mask("plan of", pipeline.merge, made.keep, one.view)
     made = of_all_heads(made, view)
-    if check and not proven(pipeline):
+    trusted = proven(pipeline)
+    if check and not trusted:
         _doubt_keep(pipeline, view, of_all_heads(selection, view).keep, made.keep, doubts)
-    if check and alike:
+    if check and alike and not (trusted and _is_ours(pipeline.score)):
         _doubt_alike(pipeline, scored, made.keep, step, doubts)
     if made.into is not None:
-        _check_folds(made, pipeline.merge, view, doubts, check=check and not proven(pipeline))
+        _check_folds(made, pipeline.merge, view, doubts, check=check and not trusted)
     if later is None:
         doubts.settle()
     plan: Plan = made
@@ -274,7 +275,7 @@ def _is_ours(stage: object) -> bool:
 
 def of_one_head(scored: Scored) -> Scored:
     """The first head alone, of heads that hold the same tokens in the same slots and have the same scores."""
-    view = scored.view
+    view, rank = scored.view, scored.view.known_rank
     part = replace(
         view,
         keys=view.keys[:, :1],
@@ -283,7 +284,7 @@ def of_one_head(scored: Scored) -> Scored:
         valid=view.valid[:, :1],
         columns={name: replace(column, data=column.data[:, :1]) for name, column in view.columns.items()},
         registers={name: data[:, :1] for name, data in view.registers.items()},
-        rank=None if view.rank is None else view.rank[:, :1],
+        rank=None if rank is None else rank[:, :1],
     )
     return Scored(part, scored.scores[:, :1])
 

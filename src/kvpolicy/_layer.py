@@ -118,7 +118,7 @@ class Layer:
         self.settle("planned")
         self.store.apply(plan, self.heads.own(kept))
         if plan.into is not None:
-            folded = view.xp.sum(view.xp.astype(_folds(view, plan.into), view.xp.int64), axis=(1, 2))
+            folded = view.xp.sum(_folds(view, plan.into), axis=(1, 2), dtype=view.xp.int64)
             self.merged = folded if self.merged is None else self.merged + folded
         self.left = self.left + self.heads.own(self.held - kept).sum(axis=1)
         self.held = kept
@@ -205,4 +205,4 @@ def _named(stages: Sequence[object]) -> str:
 
 def _folds(view: CacheView, into: Array) -> Array:
     """bool [B, H, S]: rows that fold into another."""
-    return view.xp.any(into >= 0, axis=-1)
+    return into[..., 0] >= 0 if into.shape[-1] == 1 else view.xp.any(into >= 0, axis=-1)

@@ -282,10 +282,22 @@ class Backend(Protocol):
         """
         ...
 
-    def top_k(self, scores: Scores, quota: Quota, view: CacheView, /, *, surplus: int | None = None) -> KeepMask:
+    def top_k(
+        self,
+        scores: Scores,
+        quota: Quota,
+        view: CacheView,
+        /,
+        *,
+        surplus: int | None = None,
+        first: int = 0,
+        last: Array = 0,
+    ) -> KeepMask:
         """The ``quota`` best valid rows of each head; ties go to the later arrival.
 
-        A quota below 0 is none. ``surplus`` promises that no head has more valid rows above its quota than that.
+        A quota below 0 is none. ``surplus`` promises that no head has more valid rows above its quota than that. The
+        ``first`` and the ``last`` valid rows by arrival (a number, or int64 [B, H]) stay whatever they score: they
+        count inside the quota, and where they alone exceed it, they stay, too.
         """
         ...
 

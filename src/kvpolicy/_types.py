@@ -148,6 +148,11 @@ class CacheView:
         batch, heads, rows = self.positions.shape
         return int(batch), int(heads), int(rows)
 
+    @property
+    def known_rank(self) -> Array | None:
+        """``rank``, or what a backend has counted for this very view and noted beside its fields; None: not yet."""
+        return vars(self).get("_counted") if self.rank is None else self.rank
+
     def column(self, name: str, *, needed_by: str, hint: str = "") -> Array:
         """The data of a column, [B, H, S].
 

@@ -41,6 +41,22 @@ class TestTopK:
         assert keep.dtype == torch.bool
         assert keep.tolist() == ORACLE.top_k(scores, quota, case.numpy, surplus=surplus).tolist()
 
+    @given(cases(), st.integers(0, 3), st.booleans(), st.sampled_from([None, 0, 1]))
+    def test_ends_that_are_protected(self, case: Case, first: int, per_head: bool, surplus: int | None) -> None:
+        shape = case.numpy.shape
+        scores, held = case.rng.integers(-1, 2, shape).astype(float), case.numpy.valid.sum(-1)
+        last = case.rng.integers(0, 4, shape[:2]) if per_head else int(case.rng.integers(0, 4))
+        quota = case.rng.integers(0, shape[2] + 2, shape[:2])
+        if surplus is not None:
+            quota = np.maximum(held - case.rng.integers(0, surplus + 1, shape[:2]), 0)
+        given = in_torch(last) if isinstance(last, np.ndarray) else last
+        keep = OPS.top_k(in_torch(scores), quota, case.torch, surplus=surplus, first=first, last=given)
+        assert keep.tolist() == ORACLE.top_k(scores, quota, case.numpy, first=first, last=last).tolist()
+        gone = case.numpy.valid & ~keep.numpy()
+        rank = ORACLE.arrival_rank(case.numpy)
+        end = np.broadcast_to(np.asarray(last)[..., None] if per_head else last, (*shape[:2], 1))
+        assert not (gone & ((rank < first) | (rank >= held[..., None] - end))).any()
+
     @pytest.mark.parametrize("surplus", [0, 1])
     def test_what_it_promises_is_no_window_on_the_table(self, surplus: int) -> None:
         valid = torch.ones(1, 1, 3, dtype=torch.bool)

@@ -61,7 +61,7 @@ def check(kernel, dtype="bf16", warps=4, stages=2, numbers=("rows",), spills=0, 
 MASS = """
 from kvpolicy.backends._triton_mass import DEFAULT, TILINGS, column_sums, horizons, log_sum_exp
 
-ALONE = dict(HEADS=6, GROUPS=1, STACK=1, SPLITS=1, DIM=128, BLOCK_D=128, q_column=1, k_column=1)
+ALONE = dict(HEADS=6, GROUPS=1, STACK=1, SPLITS=1, NATURAL=False, DIM=128, BLOCK_D=128, q_column=1, k_column=1)
 PLAIN = dict(bias=None, sinks=None, weights=None, softcap=None, FOLDED=True)
 check(horizons, numbers=("total", "rows"), HEADS=6, BLOCK_Q=128, BLOCK_S=64)
 for kernel, tiles in zip((log_sum_exp, column_sums), TILINGS[DEFAULT]):
@@ -73,7 +73,7 @@ for kernel, tiles in zip((log_sum_exp, column_sums), TILINGS[DEFAULT]):
 own = dict(IN_ORDER=True, FOLDED=False, **{**ALONE, "GROUPS": 3})
 # A prompt with all that a model and a policy may ask for.
 check(log_sum_exp, "fp32", numbers=("total", "rows"), **own, BLOCK_Q=64, BLOCK_S=32)
-check(column_sums, "fp32", numbers=("total", "rows"), **own, BLOCK_Q=32, BLOCK_S=64)
+check(column_sums, "fp32", numbers=("total", "rows"), **{**own, "NATURAL": True}, BLOCK_Q=32, BLOCK_S=64)
 """
 
 FOLD = """
@@ -113,8 +113,32 @@ check(nearest, BLOCK_R=size.rows, BLOCK_A=size.anchors, warps=size.warps, stages
 check(nearest, "fp32", BLOCK_R=16, BLOCK_A=32, **head)
 """
 
+ORDER = """
+from kvpolicy.backends._triton_order import BLOCK, CHUNK, best, nearest_arrival, ranks, sums
 
-@pytest.mark.parametrize("kernels", [MASS, FOLD, NEAREST], ids=["mass", "fold", "nearest"])
+size = dict(HEADS=6, BLOCK=BLOCK, CHUNK=CHUNK)
+POINTERS.update(rank="*i64", quota="*i64", protected="*i64", out="*i1", keep="*i1", scores="*fp32")
+check(best, **size)
+check(best, rank=None, protected=None, **size)
+POINTERS.update(out="*i64")
+for kernel in (ranks, nearest_arrival):
+    check(kernel, **size)
+POINTERS.update(data="*fp32", out="*fp32", index="*i64")
+check(sums, numbers=("items", "rows"), **size)
+"""
+
+PUT = """
+from kvpolicy.backends._triton_put import put
+
+POINTERS.update(base="*i64", new_position="*i64", new_valid="*i1", new_keys="*bf16", new_values="*bf16")
+POINTERS.update(columns=("*fp32", "*i64"), new_columns=("*i1", "*i64"))
+shape = dict(HEADS=6, DIM=128, BLOCK_D=128, VALUE_DIM=80, BLOCK_V=128, CHUNK=128, nk_column=1, nv_column=1, warps=1)
+check(put, GIVEN=(True, False), **shape)
+check(put, GIVEN=(True, True), base=None, **shape)
+"""
+
+
+@pytest.mark.parametrize("kernels", [MASS, FOLD, NEAREST, ORDER, PUT], ids=["mass", "fold", "nearest", "order", "put"])
 def test_the_kernels_compile_for_a_gpu_and_spill_nothing(kernels: str, tmp_path: Path) -> None:
     settings = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", PREAMBLE + kernels]

@@ -23,11 +23,11 @@ from .._protocols import Store
 from .._types import EMPTY, Array, CacheView, Column, HeadCounts, Plan, Rows
 from ._torch_vectors import Block, Ragged, Vectors, laid_out, slots_for, widened
 
-__all__ = ["TorchStore"]
+__all__ = ["StoredTable", "TorchStore"]
 
 
 @dataclass(slots=True)
-class _Table:
+class StoredTable:
     """The physical table. Scalars are [B, H, width], where the width is the room of the roomiest head.
 
     The first ``used`` slots make up the view.
@@ -39,7 +39,7 @@ class _Table:
     valid: Tensor
     columns: dict[str, Column]
     used: int
-    borrowed: bool = False  # keys and values belong to the model
+    borrowed: bool = False  # keys and values belong to the model, scalars to all layers: nothing is written here
     rank: Tensor | None = None  # int64 [B, 1, S], of a table in which nothing has moved yet
 
     @property
@@ -55,6 +55,7 @@ class TorchStore(Store):
         layer: index of the layer among those under the policy.
         num_layers: how many there are.
         compact: the backend's `compact`.
+        put: writes a single row into the first free slot of each head, and says whether it did; None: torch does.
         on_host: keep keys and values in host memory; scalars stay on the device.
     """
 
@@ -64,10 +65,12 @@ class TorchStore(Store):
         num_layers: int,
         *,
         compact: Callable[[CacheView, Plan, int], CacheView],
+        put: Callable[[StoredTable, Rows], bool] | None = None,
         on_host: bool = False,
     ) -> None:
         self._layer, self._num_layers, self._compact, self._on_host = layer, num_layers, compact, on_host
-        self._table: _Table | None = None
+        self._put_one = put
+        self._table: StoredTable | None = None
         self._registers: Mapping[str, Array] = EMPTY
         self._limit: int | None = None  # slots that suffice, if the policy is bounded
         self._held: HeadCounts = np.zeros((0, 0), np.int64)  # slots in use, padding included
@@ -105,7 +108,8 @@ class TorchStore(Store):
                 self._write(rows)
             else:
                 self._make_room(1)
-                self._scatter(_as_table(rows, self._held.shape[1]))
+                if self._put_one is None or not self._put_one(self._filled(), rows):
+                    self._scatter(_as_table(rows, self._held.shape[1]))
             self._held = self._held + count
             return self.view()
 
@@ -143,13 +147,12 @@ class TorchStore(Store):
         with _normal_tensors():
             table = self._filled()
             for name, column in columns.items():
-                known = table.columns.get(name)
+                known = None if table.borrowed else table.columns.get(name)
                 if known is not None and known.data.dtype == column.data.dtype:
-                    room = known.data
+                    known.data[..., : table.used] = column.data
+                    table.columns[name] = replace(column, data=known.data)
                 else:
-                    room = column.data.new_zeros(table.positions.shape)
-                room[..., : table.used] = column.data
-                table.columns[name] = replace(column, data=room)
+                    table.columns[name] = replace(column, data=widened(column.data, table.width, 0))
 
     def apply(self, plan: Plan, kept: HeadCounts, /) -> None:
         """Punch holes where the storage stays in use; otherwise compact into a new storage of the right size."""
@@ -210,7 +213,7 @@ class TorchStore(Store):
         self._table, self._registers, self._limit = None, EMPTY, None
         self._held = np.zeros((0, 0), np.int64)
 
-    def _filled(self) -> _Table:
+    def _filled(self) -> StoredTable:
         if self._table is None:
             raise CacheError(f"layer {self._layer} holds no rows yet: run a forward pass first.")
         return self._table
@@ -297,14 +300,14 @@ def _as_table(rows: Rows, heads: int) -> CacheView:
     )
 
 
-def _borrow(rows: Rows) -> _Table:
+def _borrow(rows: Rows) -> StoredTable:
     view = _as_table(rows, int(rows.keys.shape[1]))
-    return _Table(
+    return StoredTable(
         keys=Block(view.keys),
         values=Block(view.values),
-        positions=view.positions.clone(),  # all layers share rows.positions: never write there
-        valid=view.valid.clone(),
-        columns={name: replace(column, data=column.data.clone()) for name, column in view.columns.items()},
+        positions=view.positions,
+        valid=view.valid,
+        columns=dict(view.columns),
         used=view.shape[2],
         borrowed=True,
         rank=_in_order(rows.valid)[:, None],
@@ -320,7 +323,7 @@ def _home(rows: CacheView, on_host: bool) -> CacheView:
     return replace(rows, keys=rows.keys.cpu(), values=rows.values.cpu()) if on_host else rows
 
 
-def _own(view: CacheView, room: HeadCounts, *, fresh: bool = False) -> _Table:
+def _own(view: CacheView, room: HeadCounts, *, fresh: bool = False) -> StoredTable:
     """A storage for the rows of a view, with this much room for each head; a ``fresh`` view that fits becomes it."""
     width = int(room.max())
     if fresh and view.shape[2] == width and slots_for(room) == room.size * width:
@@ -333,7 +336,7 @@ def _own(view: CacheView, room: HeadCounts, *, fresh: bool = False) -> _Table:
     def fitted(data: Tensor, empty: int) -> Tensor:
         return data if fresh and data.shape[-1] == width else widened(data, width, empty)
 
-    return _Table(
+    return StoredTable(
         keys=keys,
         values=values,
         positions=fitted(view.positions, -1),

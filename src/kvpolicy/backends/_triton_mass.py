@@ -264,7 +264,7 @@ def column_sums(
     least,  # int32 [B, tiles of queries]; unused where STACK > 1
     bias,  # float32 [B, HEADS / GROUPS, rows], times log2(e), or None
     weights,  # float32 [B, total], or None
-    sums,  # float32 [splits, B, Hq, total], from `log_sum_exp`; no NaN where a query does not count
+    sums,  # float32 [splits, B, Hq, total], from `log_sum_exp`; or natural logarithms of the attention itself
     out,  # float32 [B, HEADS, rows]; the mean over the heads of a stack
     q_batch,
     q_head,
@@ -285,6 +285,7 @@ def column_sums(
     GROUPS: tl.constexpr,
     STACK: tl.constexpr,
     SPLITS: tl.constexpr,  # the next power of two
+    NATURAL: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -319,13 +320,14 @@ def column_sums(
         asking = at if STACK == 1 else at % total
         horizon = tl.load(least + first // BLOCK_Q) if STACK == 1 else -1
         asked = _query_tile(queries, at, total, q_head, q_row, q_column, STACK, DIM, BLOCK_D)
-        level = _joined(sums, at, total * STACK, stride, splits, SPLITS)
+        level = _joined(sums, at, total * STACK, stride, splits, SPLITS) * (_LOG2_E if NATURAL else 1.0)
         logits = _products(key, asked, scale, softcap, FOLDED)
         if bias is not None:
             logits += lift[:, None]
         if newest > horizon:
             until = tl.load(sees + batch * total + asking, mask=inside, other=-1)
             logits = tl.where(came[:, None] <= until[None, :], logits, float("-inf"))
+            level = tl.where(until >= 0, level, float("inf"))  # an attention may have told NaN of a query on padding
         paid = tl.exp2(logits * factor - level[None, :])
         if weights is not None:
             real = tl.load(sees + batch * total + asking, mask=inside, other=-1) >= 0

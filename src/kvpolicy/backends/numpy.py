@@ -208,15 +208,29 @@ class NumpyBackend(Backend):
                             into[b, h, s], similarity[b, h, s] = n, cosine
         return into, similarity
 
-    def top_k(self, scores: Scores, quota: Quota, view: CacheView, /, *, surplus: int | None = None) -> KeepMask:
+    def top_k(
+        self,
+        scores: Scores,
+        quota: Quota,
+        view: CacheView,
+        /,
+        *,
+        surplus: int | None = None,
+        first: int = 0,
+        last: Array = 0,
+    ) -> KeepMask:
         """The ``quota`` best valid rows of each head, all of them where there are no more; ties: the later arrival.
 
-        They are sorted whatever ``surplus`` promises.
+        They are sorted whatever ``surplus`` promises. Protected rows come first, and the others have what they leave.
         """
         keep = np.zeros(view.shape, dtype=bool)
         for b, h in np.ndindex(*view.shape[:2]):
-            best = [(float(scores[b, h, n]), int(view.positions[b, h, n]), n) for n in _valid_rows(view, b, h)]
-            for _, _, n in sorted(best, key=lambda row: (-row[0], -row[1], row[2]))[: max(0, int(quota[b, h]))]:
+            held = _by_arrival(view, b, h, _valid_rows(view, b, h))
+            end = int(last if np.ndim(last) == 0 else last[b, h])
+            protected = {n for place, n in enumerate(held) if place < first or place >= len(held) - end}
+            best = [(float(scores[b, h, n]), int(view.positions[b, h, n]), n) for n in held if n not in protected]
+            best.sort(key=lambda row: (-row[0], -row[1], row[2]))
+            for n in (*protected, *(n for _, _, n in best[: max(0, int(quota[b, h]) - len(protected))])):
                 keep[b, h, n] = True
         return keep
 

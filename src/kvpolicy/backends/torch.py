@@ -143,7 +143,17 @@ class TorchBackend(Backend):
             similarity.scatter_(-1, place, value)
         return into, similarity
 
-    def top_k(self, scores: Scores, quota: Quota, view: CacheView, /, *, surplus: int | None = None) -> KeepMask:
+    def top_k(
+        self,
+        scores: Scores,
+        quota: Quota,
+        view: CacheView,
+        /,
+        *,
+        surplus: int | None = None,
+        first: int = 0,
+        last: Any = 0,
+    ) -> KeepMask:
         """Sort by (score, arrival) and keep the first ``quota``; invalid rows sort last.
 
         Where ``surplus`` says that a head has one row too many at most, that one is looked for and nothing is sorted.
@@ -151,25 +161,33 @@ class TorchBackend(Backend):
         if surplus == 0:
             return view.valid.clone()
         quota = torch.as_tensor(quota, device=scores.device)
-        if surplus == 1:
-            return _all_but_the_worst(scores, quota, view)
-        arrival = torch.where(view.valid, view.positions, -1)
-        order = arrival.argsort(dim=-1, descending=True, stable=True)
-        valued = torch.where(view.valid, scores, -torch.inf).gather(-1, order)
-        order = order.gather(-1, valued.argsort(dim=-1, descending=True, stable=True))
-        return (_inverse(order) < quota[..., None]) & view.valid
+        if not first and isinstance(last, int) and not last:
+            return _best(scores, quota, view, surplus)
+        others = self._inner(view, first, last)
+        protected = view.valid & ~others
+        # Protected rows take no more from the quota than from what is held: the others have no larger surplus.
+        kept: Tensor = protected | _best(scores, quota - protected.sum(-1), view.only(others), surplus)
+        return kept
+
+    def _inner(self, view: CacheView, first: int, last: Any) -> Tensor:
+        """The valid rows between the first and the last ones, bool [B, H, S]."""
+        rank = self.arrival_rank(view)
+        begun: Tensor = (rank >= first) & view.valid if first else view.valid
+        if isinstance(last, int) and last == 0:
+            return begun
+        end = last if isinstance(last, int) else torch.as_tensor(last, device=rank.device)[..., None]
+        inner: Tensor = begun & (rank < view.valid.sum(-1, keepdim=True) - end)
+        return inner
 
     def arrival_rank(self, view: CacheView, /) -> Tensor:
         """Ranks by one sort of the positions."""
-        known: Tensor | None = view.rank
+        known: Tensor | None = view.known_rank
         if known is not None:
             return known
-        counted = vars(view)  # beside the fields: asked again, this very view knows, and nothing that is made of it
-        if "_counted" not in counted:
-            rank = _inverse(torch.where(view.valid, view.positions, _FAR).argsort(dim=-1))
-            counted["_counted"] = torch.where(view.valid, rank, view.shape[2])
-        ranks: Tensor = counted["_counted"]
-        return ranks
+        rank = _inverse(torch.where(view.valid, view.positions, _FAR).argsort(dim=-1))
+        rank = torch.where(view.valid, rank, view.shape[2])
+        vars(view)["_counted"] = rank  # asked again, this very view knows, and nothing that is made of it
+        return rank
 
     def nearest_position(self, view: CacheView, keep: KeepMask, /) -> Tensor:
         """Binary search among the kept positions."""
@@ -263,6 +281,18 @@ class _Folding:
         moved = whole.data[..., None] * (self.goes.to(dtype) / self.targets).to(dtype)
         out.scatter_add_(-1, self.target.flatten(2), moved.flatten(2))
         return replace(survivors, data=out[..., :-1])
+
+
+def _best(scores: Tensor, quota: Tensor, view: CacheView, surplus: int | None) -> Tensor:
+    """bool [B, H, S]: the ``quota`` best valid rows."""
+    if surplus == 1:
+        return _all_but_the_worst(scores, quota, view)
+    arrival = torch.where(view.valid, view.positions, -1)
+    order = arrival.argsort(dim=-1, descending=True, stable=True)
+    valued = torch.where(view.valid, scores, -torch.inf).gather(-1, order)
+    order = order.gather(-1, valued.argsort(dim=-1, descending=True, stable=True))
+    kept: Tensor = (_inverse(order) < quota[..., None]) & view.valid
+    return kept
 
 
 def _all_but_the_worst(scores: Tensor, quota: Tensor, view: CacheView) -> Tensor:

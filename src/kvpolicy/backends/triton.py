@@ -9,11 +9,16 @@ import torch
 from torch import Tensor
 
 from .._errors import BackendUnavailableError
-from .._types import CacheView, KeepMask, Plan, Scores, Step
+from .._types import CacheView, KeepMask, Plan, Quota, Rows, Scores, Step
+from . import _triton_order as _order
+from ._torch_store import StoredTable, TorchStore
+from ._torch_vectors import Ragged
 from ._triton_decode import decode_attention, storage_of
 from ._triton_fold import FOLDING, FOLDINGS, Folding, fold, fold_columns, rank, survey
 from ._triton_mass import DEFAULT, INTERPRETED, LOG2_E, TILINGS, Tiles, Tiling, column_sums, horizons, log_sum_exp
 from ._triton_nearest import SEARCH, SEARCHES, Search, lengths, nearest
+from ._triton_order import best, nearest_arrival, ranks, sums
+from ._triton_put import put
 from .torch import TorchBackend
 
 __all__ = ["FOLDINGS", "SEARCHES", "TILINGS", "TritonBackend"]
@@ -56,6 +61,10 @@ class TritonBackend(TorchBackend):
     def name(self) -> str:
         """``triton``."""
         return "triton"
+
+    def store(self, layer: int, num_layers: int, /, *, on_host: bool = False) -> TorchStore:
+        """As `TorchBackend`; a single new row is written in one launch."""
+        return TorchStore(layer, num_layers, compact=self.compact, put=_put_one, on_host=on_host)
 
     def attention_mass(
         self,
@@ -151,6 +160,86 @@ class TritonBackend(TorchBackend):
                 num_stages=tiles.stages,
             )
         return into, similarity
+
+    def top_k(
+        self,
+        scores: Scores,
+        quota: Quota,
+        view: CacheView,
+        /,
+        *,
+        surplus: int | None = None,
+        first: int = 0,
+        last: Any = 0,
+    ) -> KeepMask:
+        """Every row is compared with all others, in one launch.
+
+        Long tables, scores in other dtypes than float16 and float32, and passes that torch compiles, go to
+        `TorchBackend`.
+        """
+        few = _is_short(view) and scores.dtype in (torch.float16, torch.float32)
+        if not few or surplus == 0:
+            return TorchBackend.top_k(self, scores, quota, view, surplus=surplus, first=first, last=last)
+        device, per_head = scores.device, not isinstance(last, int)
+        quota = torch.as_tensor(quota, device=device).contiguous()
+        ends: Tensor | None = torch.as_tensor(last, device=device).contiguous() if per_head else None
+        rank = self.arrival_rank(view) if first or per_head or last else None
+        keep = torch.empty(view.shape, dtype=torch.bool, device=device)
+        with torch.cuda.device(scores.get_device()):
+            best[_order_grid(view)](
+                *(scores, view.positions, view.valid, rank, quota, ends, keep),
+                *(*scores.stride(), *view.positions.stride(), *view.valid.stride()),
+                *((0, 0, 0) if rank is None else rank.stride()),
+                *(view.shape[2], first, 0 if per_head else last),
+                HEADS=view.shape[1],
+                BLOCK=_order.BLOCK,
+                CHUNK=_order.CHUNK,
+            )
+        return keep
+
+    def arrival_rank(self, view: CacheView, /) -> Tensor:
+        """By comparing every row with all others; long tables go to `TorchBackend`, likewise."""
+        if view.known_rank is None and _is_short(view):
+            rank = torch.empty(view.shape, dtype=torch.int64, device=view.positions.device)
+            with torch.cuda.device(rank.get_device()):
+                ranks[_order_grid(view)](
+                    *(view.positions, view.valid, rank, *view.positions.stride(), *view.valid.stride(), view.shape[2]),
+                    HEADS=view.shape[1],
+                    BLOCK=_order.BLOCK,
+                    CHUNK=_order.CHUNK,
+                )
+            vars(view)["_counted"] = rank
+        return TorchBackend.arrival_rank(self, view)
+
+    def nearest_position(self, view: CacheView, keep: KeepMask, /) -> Tensor:
+        """By comparing every row with all that are kept; long tables go to `TorchBackend`, likewise."""
+        if not _is_short(view):
+            return TorchBackend.nearest_position(self, view, keep)
+        near = torch.empty(view.shape, dtype=torch.int64, device=view.positions.device)
+        with torch.cuda.device(near.get_device()):
+            nearest_arrival[_order_grid(view)](
+                *(view.positions, view.valid, keep, near),
+                *(*view.positions.stride(), *view.valid.stride(), *keep.stride(), view.shape[2]),
+                HEADS=view.shape[1],
+                BLOCK=_order.BLOCK,
+                CHUNK=_order.CHUNK,
+            )
+        return near
+
+    def segment_sum(self, data: Tensor, index: Tensor, /) -> Tensor:
+        """In float32, in one order; long tables, and other dtypes than float16 and float32, go to `TorchBackend`."""
+        batch, heads, rows, targets = index.shape
+        few = 0 < batch * heads * rows * rows * targets <= _order.MOST_COMPARISONS
+        if not (few and _reachable(data) and data.dtype in (torch.float16, torch.float32)):
+            return TorchBackend.segment_sum(self, data, index)
+        out = torch.empty(batch, heads, rows, dtype=data.dtype, device=data.device)
+        with torch.cuda.device(data.get_device()):
+            sums[_over(rows, _order.BLOCK), batch * heads](
+                *(data.contiguous(), index.contiguous(), out, rows * targets, rows),
+                BLOCK=_order.BLOCK,
+                CHUNK=_order.CHUNK,
+            )
+        return out
 
     def compact(self, view: CacheView, plan: Plan, rows: int, /) -> CacheView:
         """Read each row that stays or folds once, write each survivor once; the same bits every time.
@@ -332,20 +421,58 @@ class TritonBackend(TorchBackend):
             splits = min(_over(_programs(device), blocks * batch * heads), _over(rows, block_s), _MOST_SPLITS)
             part = _over(_over(rows, block_s), splits) * block_s
             splits = _over(rows, part)
-            sums = torch.empty(splits, batch, heads, asking, dtype=torch.float32, device=device)
+            levels = torch.empty(splits, batch, heads, asking, dtype=torch.float32, device=device)
             log_sum_exp[blocks, batch * heads, splits](
-                *(queries, keys, sees, arrival, latest, bias, sinks, sums, *lie, part, step.scale, step.softcap), **one
+                *(queries, keys, sees, arrival, latest, bias, sinks, levels, *lie, part, step.scale, step.softcap),
+                **one,
             )
         else:
-            sums = (step.log_sums.float() * LOG2_E).masked_fill(~step.query_valid[:, None], torch.inf).contiguous()
-            splits = 1
+            levels, splits = step.log_sums.float().contiguous(), 1
         mass = torch.empty(batch, heads, rows, dtype=torch.float32, device=device)
         column_sums[_over(rows, other["BLOCK_S"]), batch * heads](
-            *(queries, keys, sees, arrival, least, bias, weights, sums, mass, *lie, splits, step.scale, step.softcap),
+            *(queries, keys, sees, arrival, least, bias, weights, levels, mass, *lie, splits, step.scale, step.softcap),
             **other,
             SPLITS=1 << (splits - 1).bit_length(),
+            NATURAL=step.log_sums is not None,
         )
         return mass
+
+
+def _put_one(table: StoredTable, rows: Rows) -> bool:
+    """Write one row, unless it brings a column that the table has not, or lies where kernels do not reach."""
+    where, names = table.positions, tuple(table.columns)
+    vectors = (table.keys.data, table.values.data, rows.keys, rows.values)
+    reached = all(data.device == where.device and data.dtype in _DTYPES for data in vectors)
+    if not (reached and _reachable(where)) or any(name not in table.columns for name in rows.columns):
+        return False
+    brought: dict[str, Tensor] = {**rows.columns, "count": rows.valid}
+    given = [brought[name] if name in brought else rows.valid for name in names]
+    dims = rows.keys.shape[-1], rows.values.shape[-1]
+    ragged = table.keys if isinstance(table.keys, Ragged) else None
+    with torch.cuda.device(where.get_device()):
+        put[where.shape[0] * where.shape[1],](
+            *(where, table.valid, tuple(table.columns[name].data for name in names)),
+            *(table.keys.data, table.values.data, None if ragged is None else ragged.base),
+            *(rows.positions, rows.valid, tuple(data.contiguous() for data in given)),
+            *(rows.keys, rows.values, rows.positions.stride(0), rows.valid.stride(0)),
+            *(stride for data in vectors[:2] for stride in _lie(data)),
+            *(stride for data in vectors[2:] for stride in (*data.stride()[:2], data.stride(-1))),
+            *(table.used, table.width),
+            HEADS=where.shape[1],
+            DIM=dims[0],
+            VALUE_DIM=dims[1],
+            BLOCK_D=_tile_of(dims[0]),
+            BLOCK_V=_tile_of(dims[1]),
+            GIVEN=tuple(name in brought for name in names),
+            CHUNK=_order.CHUNK,
+            num_warps=1,
+        )
+    return True
+
+
+def _lie(storage: Tensor) -> tuple[int, int, int]:
+    """Strides of batch row, head and slot; of ragged heads, where their base says the rest, of slots alone."""
+    return storage.stride()[:3] if storage.ndim == 4 else (0, 0, storage.stride(0))  # type: ignore[return-value]
 
 
 class _Listed(NamedTuple):
@@ -359,6 +486,22 @@ class _Listed(NamedTuple):
     takers: Tensor | None
     key_sums: Tensor | None
     value_sums: Tensor | None
+
+
+def _is_short(view: CacheView) -> bool:
+    """Whether all its rows are compared with all; not where torch compiles, which fuses what it sees."""
+    batch, heads, rows = view.shape
+    positions: Tensor = view.positions
+    return 0 < batch * heads * rows * rows <= _order.MOST_COMPARISONS and _reachable(positions)
+
+
+def _reachable(data: Tensor) -> bool:
+    return (INTERPRETED or data.is_cuda) and not torch.compiler.is_compiling()
+
+
+def _order_grid(view: CacheView) -> tuple[int, int]:
+    batch, heads, rows = view.shape
+    return _over(rows, _order.BLOCK), batch * heads
 
 
 def _serves(view: CacheView, *data: Tensor) -> bool:

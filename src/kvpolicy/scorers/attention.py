@@ -73,10 +73,10 @@ class AttentionMass(ImportanceScorer, Observer):
         if self.reduce == "moving":
             return {self._moving: Column(self._moved(view, step), on_merge="sum")}
         mass = step.ops.attention_mass(view, step)
-        columns = {"mass": Column(_known(view, "mass", mass) + mass, on_merge="sum")}
+        columns = {"mass": Column(_added(view, "mass", mass), on_merge="sum")}
         if self.reduce == "mean":
             new = view.xp.astype(asked(view, step, step.query_valid), mass.dtype)
-            columns["asked"] = Column(_known(view, "asked", new) + new)
+            columns["asked"] = Column(_added(view, "asked", new))
         return columns
 
     def score(self, view: CacheView, step: Step, /) -> Scores:
@@ -100,9 +100,10 @@ class AttentionMass(ImportanceScorer, Observer):
         dtype = xp.float64 if step.queries.dtype == xp.float64 else xp.float32
         new = step.ops.attention_mass(view, step, weights=(1 - self.decay) * self.decay ** xp.astype(later, dtype))
         left = xp.astype(self.decay ** xp.astype(total, dtype), new.dtype)
-        return left[:, :, None] * _known(view, self._moving, new) + new
+        known = view.columns.get(self._moving)
+        return new if known is None else left[:, :, None] * known.data + new
 
 
-def _known(view: CacheView, name: str, like: Array) -> Array:
-    """A column as it stands, zeros where the table does not carry it yet."""
-    return view.columns[name].data if name in view.columns else view.xp.zeros_like(like)
+def _added(view: CacheView, name: str, new: Array) -> Array:
+    """To a column as it stands; by itself where the table does not carry it yet."""
+    return view.columns[name].data + new if name in view.columns else new

@@ -53,33 +53,35 @@ class TopK(Selector):
 
     def select(self, scored: Scored, quota: Quota, step: Step, /) -> Selection:
         """Protected rows, then the best of the others."""
-        view, xp = scored.view, scored.view.xp
-        if not (self.first or self.last or self.recent or self.text):
-            return Selection(step.ops.top_k(scored.scores, placed(view, quota), view, surplus=step.surplus))
-        others = self._inner(view, self._last(view, quota), step)
-        protected = view.valid & ~others
-        quota, registers = placed(view, quota), {}
+        view, last = scored.view, self._last(scored.view, quota)
+        quota = placed(view, quota)
         if self.text:
-            text, registers["image"] = self._text(view, step)
-            always = view.valid & (text | ~self._inner(view, self.last, step))
-            late = view.only(protected & ~always)
-            rank = xp.astype(step.ops.arrival_rank(view), xp.float32)
-            protected = always | step.ops.top_k(rank, quota - _number(always, xp), late)
-            others = view.valid & ~protected
+            return self._beside_text(scored, quota, last, step)
+        ends = {"first": self.first, "last": last}
+        return Selection(step.ops.top_k(scored.scores, quota, view, surplus=step.surplus, **ends))
+
+    def _beside_text(self, scored: Scored, quota: Array, last: Array, step: Step) -> Selection:
+        """The rows of text, too, are protected; from what is left of the quota then comes the share of recent rows."""
+        view, xp = scored.view, scored.view.xp
+        text, image = self._text(view, step)
+        always = view.valid & (text | ~self._inner(view, self.last, step))
+        late = view.only(view.valid & ~(self._inner(view, last, step) | always))
+        rank = xp.astype(step.ops.arrival_rank(view), xp.float32)
+        protected = always | step.ops.top_k(rank, quota - _number(always, xp), late)
         # Protected rows take no more from the quota than from what is held: the others have no larger surplus.
-        left = quota - _number(protected, xp)
+        left, others = quota - _number(protected, xp), view.valid & ~protected
         best = step.ops.top_k(scored.scores, left, view.only(others), surplus=step.surplus)
-        return Selection(protected | best, registers=registers)
+        return Selection(protected | best, registers={"image": image})
 
     def _last(self, view: CacheView, quota: Quota) -> Array:
-        """How many of the most recent rows are protected: one number for all heads, or int64 [B, H, 1]."""
+        """How many of the most recent rows are protected: one number for all heads, or int64 [B, H]."""
         if not self.recent:
             return self.last
         xp = namespace(quota)  # where the quota is, which mostly is the host
         share = xp.astype(xp.floor(self.recent * xp.astype(quota, xp.float64)), xp.int64)
         # It is taken from what other protected rows leave, so that it never pushes the quota up.
         share = xp.minimum(share, quota - self.first)
-        return placed(view, xp.maximum(share, xp.full_like(share, self.last)))[..., None]
+        return placed(view, xp.maximum(share, xp.full_like(share, self.last)))
 
     def _inner(self, view: CacheView, last: Array, step: Step) -> KeepMask:
         """The valid rows between the first and the last ones, bool [B, H, S]."""
@@ -87,7 +89,8 @@ class TopK(Selector):
         begun = (rank >= self.first) & view.valid if self.first else view.valid
         if isinstance(last, int) and last == 0:
             return begun
-        return begun & (rank < _number(view.valid, xp)[..., None] - last)
+        end = last if isinstance(last, int) else last[..., None]
+        return begun & (rank < _number(view.valid, xp)[..., None] - end)
 
     def _text(self, view: CacheView, step: Step) -> tuple[KeepMask, Array]:
         """Text rows of batch rows that hold an image, or did, bool [B, H, S]; and which did, [B, H]."""

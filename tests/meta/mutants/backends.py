@@ -222,25 +222,25 @@ class RemembersRanks(Dense):
 class TiesByMemory(Dense):
     """Of rows with equal scores the one that lies first in memory stays."""
 
-    def top_k(self, scores: Tensor, quota: Any, view: CacheView, /, *, surplus: int | None = None) -> Tensor:
+    def top_k(self, scores: Tensor, quota: Any, view: CacheView, /, **told: Any) -> Tensor:
         slots = torch.arange(view.shape[2], 0, -1).expand(view.shape)
-        return super().top_k(scores, quota, replace(view, positions=slots), surplus=surplus)
+        return super().top_k(scores, quota, replace(view, positions=slots), **told)
 
 
 class TiesToTheEarlier(Dense):
     """Of rows with equal scores the earlier one stays."""
 
-    def top_k(self, scores: Tensor, quota: Any, view: CacheView, /, *, surplus: int | None = None) -> Tensor:
+    def top_k(self, scores: Tensor, quota: Any, view: CacheView, /, **told: Any) -> Tensor:
         early = replace(view, positions=view.positions.max() - view.positions)
-        return super().top_k(scores, quota, early, surplus=surplus)
+        return super().top_k(scores, quota, early, **told)
 
 
 class NoneToSpare(Dense):
     """Where no head has more than one row too many, every head loses its worst one."""
 
-    def top_k(self, scores: Tensor, quota: Any, view: CacheView, /, *, surplus: int | None = None) -> Tensor:
+    def top_k(self, scores: Tensor, quota: Any, view: CacheView, /, **told: Any) -> Tensor:
         less = view.valid.sum(-1) - 1
-        return super().top_k(scores, less if surplus == 1 else quota, view, surplus=surplus)
+        return super().top_k(scores, less if told.get("surplus") == 1 else quota, view, **told)
 
 
 class RankBySlot(Dense):

@@ -45,8 +45,8 @@ class NearestPosition(Assigner):
         anchors = selection.keep
         if self.first or self.last:
             rank = step.ops.arrival_rank(view)
-            held = xp.sum(xp.astype(view.valid, xp.int64), axis=-1, keepdims=True)
+            held = xp.sum(view.valid, axis=-1, keepdims=True, dtype=xp.int64)
             anchors = anchors & (rank >= self.first) & (rank < held - self.last)
         near = step.ops.nearest_position(view, anchors)
         leaves = view.valid & ~selection.keep
-        return Assignment(xp.where(leaves, near, xp.full_like(near, -1))[..., None])
+        return Assignment(xp.where(leaves, near, -1)[..., None])

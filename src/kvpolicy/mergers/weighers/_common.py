@@ -20,7 +20,7 @@ def wide(view: CacheView) -> Any:
 def at_target(data: Array, into: Array) -> Array:
     """``data`` [B, H, S] of the row that each row folds into, [B, H, S, M]; that of row 0 where it does not."""
     xp = array_api_compat.array_namespace(into)
-    flat = xp.reshape(xp.where(into >= 0, into, xp.zeros_like(into)), (*into.shape[:2], -1))
+    flat = xp.reshape(xp.where(into >= 0, into, 0), (*into.shape[:2], -1))
     return xp.reshape(xp.take_along_axis(data, flat, axis=-1), into.shape)
 
 
@@ -39,9 +39,11 @@ def shared_count(view: CacheView, into: Array, needed_by: str) -> tuple[Array, A
     """The tokens each row stands for, [B, H, S], and its even share of them for each of its targets, [B, H, S, M]."""
     xp, goes = view.xp, into >= 0
     count = xp.astype(view.column("count", needed_by=needed_by), wide(view))
-    targets = xp.sum(xp.astype(goes, count.dtype), axis=-1, keepdims=True)
-    share = count[..., None] / xp.maximum(targets, xp.ones_like(targets))
-    return count, xp.where(goes, share, xp.zeros_like(share))
+    share = count[..., None]
+    if into.shape[-1] > 1:
+        targets = xp.sum(xp.astype(goes, count.dtype), axis=-1, keepdims=True)
+        share = share / xp.where(targets > 0, targets, 1.0)
+    return count, xp.where(goes, share, 0.0)
 
 
 def normalised(shares: Array, own: Array, assignment: Assignment, step: Step) -> Weights:
@@ -51,6 +53,7 @@ def normalised(shares: Array, own: Array, assignment: Assignment, step: Step) ->
     """
     xp = array_api_compat.array_namespace(own)
     total = own + summed(shares, assignment.into, step)
-    safe = xp.where(total > 0, total, xp.ones_like(total))
-    own = xp.where(total > 0, own / safe, xp.ones_like(own))
+    sound = total > 0
+    safe = xp.where(sound, total, 1.0)
+    own = xp.where(sound, own / safe, 1.0)
     return Weights(shares / at_target(safe, assignment.into), own)

@@ -32,6 +32,7 @@ def verbs(component: Any, scene: Scene, ops: Backend, device: str | None) -> Out
         plan = _plan(view, keep, into, near)
         held = layer.valid.sum(axis=-1)
         most = np.maximum(held - layer.quota % 2, 0)  # some heads have one row too many
+        ends = component.from_host(layer.quota // 2, device=device)
         lately, often = _few_queries(step, component, device)
         sinks = component.from_host(scene.sinks[number], device=device)
         shaped = replace(step, softcap=1.5, sinks=sinks, query_reach=step.query_positions + 1)
@@ -51,6 +52,9 @@ def verbs(component: Any, scene: Scene, ops: Backend, device: str | None) -> Out
             "similarity": host(similarity),
             "top_k": host(component.top_k(entry.scores, layer.quota, view)).astype(np.int64),
             "top_k(surplus=1)": host(component.top_k(entry.scores, most, view, surplus=1)).astype(np.int64),
+            "top_k(first, last)": host(component.top_k(entry.scores, layer.quota, view, first=1, last=ends)).astype(
+                np.int64
+            ),
             "arrival_rank": host(component.arrival_rank(view)),
             "arrival_rank, known": host(component.arrival_rank(replace(view, rank=component.arrival_rank(entry.view)))),
             "nearest_position": where(near),
