@@ -18,6 +18,7 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 
+from benchmarks import turns
 from benchmarks.machine import ceilings, machine
 from benchmarks.timing import Times, timed
 
@@ -79,6 +80,7 @@ class Suite:
         parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="arms whose label contains a text")
         parser.add_argument("--without", nargs="+", default=[], metavar="TEXT", help="arms to leave out, likewise")
         parser.add_argument("--seconds", type=float, default=540, help="no arm begins later than this (%(default)s)")
+        parser.add_argument("--turns", type=Path, help="a file: processes that name it take turns on the device")
         parser.add_argument("--device", help="a torch device; default: the GPU")
         if more is not None:
             more(parser)
@@ -88,11 +90,14 @@ class Suite:
             parser.error("there is no GPU. Hint: --small, which tries the suite at tiny sizes; or --device cpu.")
         self.small: bool = self.options.small
         self.device = torch.device(self.options.device or ("cuda" if cuda else "cpu"))
+        if self.options.turns is not None:
+            turns.join(self.options.turns)
         self._begun = time.perf_counter()
         self._found: dict[str, Any] = {
             "suite": name,
             "small": self.small,
-            "options": {key: value for key, value in vars(self.options).items() if key != "result"},
+            "options": {name: value for name, value in vars(self.options).items() if name not in ("result", "turns")},
+            "turns": self.options.turns is not None,
             "machine": machine(self.device),
             "ceilings": ceilings(self.device, small=self.small),
             "arms": [],
@@ -150,6 +155,7 @@ class Suite:
 
     def finish(self) -> int:
         """Close the file. The exit status: 1 if a gate failed or an arm broke."""
+        turns.leave()
         self._found["complete"] = True
         self._write()
         return int(any("failed" in arm or "error" in arm for arm in self._found["arms"]))

@@ -46,18 +46,20 @@ process.
 
 
 def load(folder: Path = RESULTS) -> Found:
-    """The files that are there.
+    """What is in the files that are there: SUITE.json, and SUITE-more.json of further processes with other arms.
 
     Raises:
         ValueError: if one is of a trial at tiny sizes, or was cut off.
     """
-    found = {}
+    found: Found = {}
     for suite in SUITES:
-        file = folder / f"{suite}.json"
-        if file.exists():
-            found[suite] = json.loads(file.read_text(encoding="utf-8"))
-            if found[suite]["small"] or not found[suite].get("complete"):
+        for file in [*folder.glob(f"{suite}.json"), *sorted(folder.glob(f"{suite}-*.json"))]:
+            ran = json.loads(file.read_text(encoding="utf-8"))
+            if ran["small"] or not ran.get("complete"):
                 raise ValueError(f"{file} is no result: it was made with --small, or its run was cut off.")
+            whole = found.setdefault(suite, {**ran, "arms": [], "processes": []})
+            whole["arms"] += ran["arms"]
+            whole["processes"].append(ran)
     return found
 
 
@@ -356,7 +358,7 @@ def cpu(found: Found) -> str:
 def machines(found: Found) -> str:
     """What each suite ran on."""
     rows = []
-    for suite, ran in found.items():
+    for suite, ran in [(suite, ran) for suite, whole in found.items() for ran in whole.get("processes", [whole])]:
         where = dict(ran["machine"])
         device, date = where.pop("device"), where.pop("date")
         versions = ", ".join(f"{name} {version}" for name, version in where.items())
@@ -376,9 +378,9 @@ def machines(found: Found) -> str:
     return section(
         "Machines",
         table(head, rows),
-        "Each file of `docs/results/performance` is one process: `python -m benchmarks.SUITE FILE`. The copy counts "
-        "bytes read and written; the matrix product is 8,192 cubed in bfloat16 on random data (on a CPU, smaller, in "
-        "float32).\n",
+        "Each file of `docs/results/performance` is one process: `python -m benchmarks.SUITE FILE`. Where a suite has "
+        "several, they took turns on the device: nothing ran beside what was timed. The copy counts bytes read and "
+        "written; the matrix product is 8,192 cubed in bfloat16 on random data (on a CPU, smaller, in float32).\n",
     )
 
 

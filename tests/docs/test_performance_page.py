@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
 from collections.abc import Iterator
@@ -139,6 +140,28 @@ def test_a_suite_runs_at_tiny_sizes(suite: str, tmp_path: Path, monkeypatch: pyt
     assert found["arms"]
     assert not any("skipped" in arm for arm in found["arms"])
     assert found["machine"]["torch"]
+
+
+def test_processes_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    turns = importlib.import_module("benchmarks.turns")
+    lock = tmp_path / "lock"
+
+    def free() -> bool:
+        with lock.open("a", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    turns.join(lock)
+    assert not free()
+    with turns.aside():
+        assert free()
+    assert not free()
+    turns.leave()
+    assert free()
 
 
 def test_a_gate_that_fails_stops_its_arm_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -446,7 +446,8 @@ def _put_one(table: StoredTable, rows: Rows) -> bool:
     if not (reached and _reachable(where)) or any(name not in table.columns for name in rows.columns):
         return False
     brought: dict[str, Tensor] = {**rows.columns, "count": rows.valid}
-    given = [brought[name] if name in brought else rows.valid for name in names]
+    anything: Tensor = rows.valid
+    given = [brought.get(name, anything) for name in names]
     dims = rows.keys.shape[-1], rows.values.shape[-1]
     ragged = table.keys if isinstance(table.keys, Ragged) else None
     with torch.cuda.device(where.get_device()):
