@@ -103,7 +103,7 @@ def to(backend: str, data: Any, dtype: str | None = None) -> Any:
     """A fresh array of that backend: nothing that a store does to it reaches the test's own data."""
     if backend == "numpy":
         return np.array(data, dtype=dtype)
-    made = torch.tensor(np.asarray(data))
+    made = torch.tensor(np.asarray(data), device="cuda" if backend == "triton" and torch.cuda.is_available() else "cpu")
     return made if dtype is None else made.to(getattr(torch, dtype))
 
 

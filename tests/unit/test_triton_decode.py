@@ -215,19 +215,20 @@ def test_rows_one_head_after_another(groups: int, parts: int, monkeypatch: pytes
 @pytest.mark.parametrize("kept", [[[30, 4], [11, 20]], [[20, 20], [20, 20]]])
 def test_it_reads_the_rows_of_a_store_where_they_lie(kept: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     keys, values, queries = (torch.randn(2, heads, rows, 16) for heads, rows in ((2, 32), (2, 32), (6, 1)))
-    positions, counts = torch.arange(32).expand(2, 32), np.array(kept)
+    positions, counts = torch.arange(32, device=DEVICE).expand(2, 32), np.array(kept)
     store = TorchBackend().store(0, 1)
-    store.append(Rows(keys, values, positions, positions >= 0))
-    store.apply(Plan(keep=torch.arange(32) < torch.tensor(kept)[..., None]), counts)
+    store.append(Rows(keys.to(DEVICE), values.to(DEVICE), positions, positions >= 0))
+    store.apply(Plan(keep=positions[0] < torch.tensor(kept, device=DEVICE)[..., None]), counts)
     monkeypatch.delattr(Ragged, "gather")
     view = store.view()
     assert isinstance(view.keys, Window) == (counts.min() < counts.max())
-    out, shares = decode_attention(queries, **storage_of(view), visible=view.valid, scale=0.5, want_shares=True)
+    seen: Any = {**storage_of(view), "visible": view.valid}
+    out, shares = decode_attention(queries.to(DEVICE), **seen, scale=0.5, want_shares=True)
     assert shares is not None
     arrays = (data.double().numpy() for data in (queries[:, :, 0], keys[:, :, :30], values[:, :, :30]))
     due, due_shares = Scene(*arrays, length=counts, scale=0.5).due("mean")
-    np.testing.assert_allclose(out[:, :, 0], due, atol=1e-5)
-    np.testing.assert_allclose(shares, due_shares[..., : view.shape[2]], atol=1e-6)
+    np.testing.assert_allclose(out[:, :, 0].cpu(), due, atol=1e-5)
+    np.testing.assert_allclose(shares.cpu(), due_shares[..., : view.shape[2]], atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # numpy's, of logits that the kernel is about to drop

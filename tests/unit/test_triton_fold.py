@@ -234,6 +234,6 @@ def test_what_the_kernels_do_not_serve_is_the_torch_backends() -> None:
     plan = on_device(into_the_nearest(case, case.numpy.positions % 4 == 0))
     mine, theirs = (backend.compact(laid(case.torch), plan, 3) for backend in (SMALL, TorchBackend()))
     assert mine.keys.dtype == torch.float64
-    assert torch.equal(mine.keys, theirs.keys)
+    torch.testing.assert_close(mine.keys, theirs.keys, rtol=1e-14, atol=1e-14)  # a GPU scatters in any order
     none = replace(plan, keep=torch.zeros_like(plan.keep), into=torch.full_like(plan.into, -1))
     assert SMALL.compact(laid(case.torch), none, 0).shape == (1, 2, 0)

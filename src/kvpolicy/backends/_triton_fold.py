@@ -36,12 +36,14 @@ class Folding(NamedTuple):
     """Survivors that a program of `fold` owns, rows of a chunk (powers of two), warps, and rows that are a crowd.
 
     `fold` reads fewer rows than a crowd one after another, in each chunk; smaller crowds send more sums through memory.
+    ``lists`` are the warps of a program of `survey` and `rank`.
     """
 
     survivors: int
     chunk: int
     warps: int
     crowd: int = 16
+    lists: int = 1
 
 
 FOLDINGS: dict[str, Folding] = {

@@ -28,7 +28,8 @@ _TINY = torch.finfo(torch.float32).tiny
 _FEW = 64  # queries: for no more, the query heads of a key/value head share a tile
 _INTERPRETED_PROGRAMS = 64  # what the interpreter is to take for a device's fill, so that it splits rows too
 _MOST_SPLITS = 64
-_COLUMN_BLOCK, _COLUMN_CHUNKS = 16, 4  # survivors of a program that folds scalars, chunks that it looks into at once
+# Survivors of a program that folds scalars, chunks that it looks into at once, and its warps.
+_COLUMN_BLOCK, _COLUMN_CHUNKS, _COLUMN_WARPS = 16, 4, 4
 
 
 @final
@@ -287,6 +288,7 @@ class TritonBackend(TorchBackend):
                 CHUNK=self.folding.chunk,
                 MANY=_COLUMN_CHUNKS,
                 WIDE=_wide(chunks),
+                num_warps=_COLUMN_WARPS,
             )
         columns = {n: replace(column, data=out) for (n, column), out in zip(view.columns.items(), data, strict=True)}
         return CacheView(
@@ -351,6 +353,7 @@ class TritonBackend(TorchBackend):
             *(mask, view.positions, into, weight, keys, values, marked, earliest, latest),
             *(*ranges, takers, key_sums, value_sums, *lie, *view.keys.stride(), *view.values.stride(), rows),
             **sizes,
+            num_warps=self.folding.lists,
         )
         rank[grid](
             *(mask, view.positions, marked, earliest, latest, order, positions, valid, total, *lie, rows, room),
@@ -358,6 +361,7 @@ class TritonBackend(TorchBackend):
             CHUNK=chunk,
             FEW=min(chunk, 16),
             WIDE=_wide(chunks),
+            num_warps=self.folding.lists,
         )
         return _Listed(order, total, positions, valid, ranges, takers, key_sums, value_sums)
 
