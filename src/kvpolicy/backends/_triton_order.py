@@ -3,6 +3,7 @@
 Nothing is sorted or scattered. Where a row stands among S others is how many of them come before it, so every row is
 compared with all: S^2 comparisons in one launch, for which sorting needs half a dozen. Programs own blocks of rows and
 pass over the table in chunks, so that every answer is formed by one program, in one order: the same bits every time.
+Arrivals are below 2**30, as in any model that there is.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import triton.language as tl
 __all__ = ["BLOCK", "CHUNK", "MOST_COMPARISONS", "best", "nearest_arrival", "ranks", "sums"]
 
 BLOCK, CHUNK = 32, 128
-MOST_COMPARISONS = 1 << 29  # of one call; beyond, a sort takes less time
+MOST_COMPARISONS = 1 << 28  # of one call; beyond, a sort takes less time
 
-_FAR = tl.constexpr((1 << 63) - 1)
+_LAST = tl.constexpr((1 << 31) - 1)
 
 
 @triton.jit
@@ -39,15 +40,17 @@ def ranks(
     positions += table // HEADS * p_batch + table % HEADS * p_head
     valid += table // HEADS * v_batch + table % HEADS * v_head
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mine = tl.load(positions + at * p_row, mask=at < rows, other=0)
-    before = tl.zeros([BLOCK], tl.int64)
+    mine = tl.load(positions + at * p_row, mask=at < rows, other=0).to(tl.int32)
+    before = tl.zeros([BLOCK, CHUNK], tl.int32)
     for first in range(0, rows, CHUNK):
         other = first + tl.arange(0, CHUNK)
         there = tl.load(valid + other * v_row, mask=other < rows, other=0) != 0
-        position = tl.load(positions + other * p_row, mask=other < rows, other=0)
-        before += tl.sum((there[None, :] & (position[None, :] < mine[:, None])).to(tl.int64), 1)
+        position = tl.load(positions + other * p_row, mask=other < rows, other=0).to(tl.int32)
+        position = tl.where(there, position, _LAST)
+        before += (position[None, :] < mine[:, None]).to(tl.int32)
     counts = tl.load(valid + at * v_row, mask=at < rows, other=0) != 0
-    tl.store(out + table * rows + at, tl.where(counts, before, rows), mask=at < rows)
+    place = tl.where(counts, tl.sum(before, 1), rows)
+    tl.store(out + table * rows + at, place.to(tl.int64), mask=at < rows)
 
 
 @triton.jit
@@ -89,7 +92,7 @@ def best(
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = tl.load(valid + at * v_row, mask=at < rows, other=0) != 0
     score = _number(tl.load(scores + at * s_row, mask=at < rows, other=0.0))
-    position = tl.load(positions + at * p_row, mask=at < rows, other=0)
+    position = tl.load(positions + at * p_row, mask=at < rows, other=0).to(tl.int32)
     held = 0
     inner = here
     if rank is not None:
@@ -102,19 +105,21 @@ def best(
         arrival = tl.load(rank + at * r_row, mask=at < rows, other=0)
         inner = here & (arrival >= first) & (arrival < held - last)
         most -= tl.minimum(held, first + last)  # protected rows count inside the quota
-    ahead = tl.zeros([BLOCK], tl.int32)
+    ahead = tl.zeros([BLOCK, CHUNK], tl.int32)
     for start in range(0, rows, CHUNK):
         other = start + tl.arange(0, CHUNK)
         competes = tl.load(valid + other * v_row, mask=other < rows, other=0) != 0
         if rank is not None:
             its = tl.load(rank + other * r_row, mask=other < rows, other=0)
             competes = competes & (its >= first) & (its < held - last)
+        # A row that does not compete is worse than the worst: it arrived before all others.
         value = _number(tl.load(scores + other * s_row, mask=other < rows, other=0.0))
-        came = tl.load(positions + other * p_row, mask=other < rows, other=0)
+        value = tl.where(competes, value, float("-inf"))
+        came = tl.load(positions + other * p_row, mask=other < rows, other=0).to(tl.int32)
+        came = tl.where(competes, came, -1)
         later = (value[None, :] == score[:, None]) & (came[None, :] > position[:, None])
-        better = competes[None, :] & ((value[None, :] > score[:, None]) | later)
-        ahead += tl.sum(better.to(tl.int32), 1)
-    keep = here & ((ahead < most) | (inner == 0))
+        ahead += ((value[None, :] > score[:, None]) | later).to(tl.int32)
+    keep = here & ((tl.sum(ahead, 1) < most) | (inner == 0))
     tl.store(out + table * rows + at, keep, mask=at < rows)
 
 
@@ -126,7 +131,7 @@ def _number(score):
 
 @triton.jit
 def nearest_arrival(
-    positions,  # int64 [B, HEADS, rows], below 2**31
+    positions,  # int64 [B, HEADS, rows]
     valid,  # bool [B, HEADS, rows]
     keep,  # bool [B, HEADS, rows]
     out,  # int64 [B, HEADS, rows], contiguous: the nearest row to keep, the earlier of two; -1 if there is none
@@ -150,22 +155,23 @@ def nearest_arrival(
     valid += table // HEADS * v_batch + table % HEADS * v_head
     keep += table // HEADS * k_batch + table % HEADS * k_head
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mine = tl.load(positions + at * p_row, mask=at < rows, other=0)
+    mine = tl.load(positions + at * p_row, mask=at < rows, other=0).to(tl.int32)
     here = tl.load(valid + at * v_row, mask=at < rows, other=0) != 0
-    least = tl.full([BLOCK], _FAR, tl.int64)  # distance, then arrival
-    chosen = tl.full([BLOCK], -1, tl.int64)
+    least = tl.full([BLOCK, CHUNK], _LAST, tl.int32)
+    chosen = tl.full([BLOCK, CHUNK], -1, tl.int32)
     for first in range(0, rows, CHUNK):
         other = first + tl.arange(0, CHUNK)
         kept = tl.load(valid + other * v_row, mask=other < rows, other=0) != 0
         kept = kept & (tl.load(keep + other * k_row, mask=other < rows, other=0) != 0)
-        came = tl.load(positions + other * p_row, mask=other < rows, other=0)
-        far = (tl.abs(mine[:, None] - came[None, :]) << 32) + came[None, :]
-        far = tl.where(kept[None, :], far, _FAR)
-        nearer = tl.min(far, 1)
-        place = tl.max(tl.where(far == nearer[:, None], other[None, :], -1), 1)
-        chosen = tl.where(nearer < least, place.to(tl.int64), chosen)
-        least = tl.minimum(least, nearer)
-    tl.store(out + table * rows + at, tl.where(here, chosen, -1), mask=at < rows)
+        came = tl.load(positions + other * p_row, mask=other < rows, other=0).to(tl.int32)
+        # At each distance there are two rows at most: twice the distance, and one more for the later.
+        far = 2 * tl.abs(mine[:, None] - came[None, :]) + (came[None, :] > mine[:, None]).to(tl.int32)
+        far = tl.where(kept[None, :], far, _LAST)
+        chosen = tl.where(far < least, other[None, :], chosen)
+        least = tl.minimum(least, far)
+    nearest = tl.min(least, 1)
+    place = tl.max(tl.where(least == nearest[:, None], chosen, -1), 1)
+    tl.store(out + table * rows + at, tl.where(here, place, -1).to(tl.int64), mask=at < rows)
 
 
 @triton.jit

@@ -29,7 +29,7 @@ _FEW = 64  # queries: for no more, the query heads of a key/value head share a t
 _INTERPRETED_PROGRAMS = 64  # what the interpreter is to take for a device's fill, so that it splits rows too
 _MOST_SPLITS = 64
 # Survivors of a program that folds scalars, chunks that it looks into at once, and its warps.
-_COLUMN_BLOCK, _COLUMN_CHUNKS, _COLUMN_WARPS = 16, 4, 4
+_COLUMN_BLOCK, _COLUMN_CHUNKS, _COLUMN_WARPS = 16, 1, 1
 
 
 @final
