@@ -48,15 +48,17 @@ process.
 def load(folder: Path = RESULTS) -> Found:
     """What is in the files that are there: SUITE.json, and SUITE-more.json of further processes with other arms.
 
+    Every arm was written when it was through, so what a run that was cut off had come to is as good as any.
+
     Raises:
-        ValueError: if one is of a trial at tiny sizes, or was cut off.
+        ValueError: if one is of a trial at tiny sizes.
     """
     found: Found = {}
     for suite in SUITES:
         for file in [*folder.glob(f"{suite}.json"), *sorted(folder.glob(f"{suite}-*.json"))]:
             ran = json.loads(file.read_text(encoding="utf-8"))
-            if ran["small"] or not ran.get("complete"):
-                raise ValueError(f"{file} is no result: it was made with --small, or its run was cut off.")
+            if ran["small"]:
+                raise ValueError(f"{file} is no result: it was made with --small.")
             whole = found.setdefault(suite, {**ran, "arms": [], "processes": []})
             whole["arms"] += ran["arms"]
             whole["processes"].append(ran)
@@ -365,7 +367,7 @@ def machines(found: Found) -> str:
         ceilings = ran["ceilings"]
         rows.append(
             [
-                f"`{suite}`",
+                f"`{suite}`" + (" (in turns)" if ran.get("turns") else ""),
                 device,
                 versions,
                 f"{ceilings['copy_gb_s']:,.0f}",
@@ -378,9 +380,10 @@ def machines(found: Found) -> str:
     return section(
         "Machines",
         table(head, rows),
-        "Each file of `docs/results/performance` is one process: `python -m benchmarks.SUITE FILE`. Where a suite has "
-        "several, they took turns on the device: nothing ran beside what was timed. The copy counts bytes read and "
-        "written; the matrix product is 8,192 cubed in bfloat16 on random data (on a CPU, smaller, in float32).\n",
+        "Each file of `docs/results/performance` is one process: `python -m benchmarks.SUITE FILE`. Where it says *in "
+        "turns*, several took turns on the device: nothing ran there beside what was timed, but the host compiled for "
+        "the others, so that what it launches call by call took longer. The copy counts bytes read and written; the "
+        "matrix product is 8,192 cubed in bfloat16 on random data (on a CPU, smaller, in float32).\n",
     )
 
 
@@ -389,6 +392,8 @@ def not_measured(found: Found) -> str:
     lines = [f"- Suite `{suite}`: not run." for suite in SUITES if suite not in found]
     reasons = {"failed": "its gate failed", "error": "it broke", "skipped": "skipped", "left_out": "left out"}
     for suite, ran in found.items():
+        cut = [each["seconds"] for each in ran.get("processes", [ran]) if not each.get("complete")]
+        lines += [f"- Suite `{suite}`: cut off after {seconds:.0f} s; what came later is missing." for seconds in cut]
         for arm in ran["arms"]:
             label = f"`{suite}`, {escaped(_label(arm))}"
             lines += [f"- {label}: out of memory."] if "out_of_memory" in arm else []

@@ -46,13 +46,24 @@ def test_without_results_everything_is_missing(performance: ModuleType) -> None:
     assert all(f"- Suite `{suite}`: not run." in page for suite in performance.SUITES)
 
 
-@pytest.mark.parametrize("broken", [{"small": True, "complete": True}, {"small": False}])
-def test_a_trial_and_a_run_that_was_cut_off_are_no_results(
-    performance: ModuleType, tmp_path: Path, broken: dict[str, Any]
-) -> None:
-    (tmp_path / "decode.json").write_text(json.dumps(broken), encoding="utf-8")
+def test_a_trial_is_no_result(performance: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "decode.json").write_text(json.dumps({"small": True, "complete": True}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"decode\.json is no result"):
         performance.load(tmp_path)
+
+
+def test_processes_of_a_suite_stand_together_and_one_that_was_cut_off_is_told(
+    performance: ModuleType, tmp_path: Path
+) -> None:
+    for name, ms, complete in (("decode", 8.0, True), ("decode-1", 6.0, None)):
+        arm = stepped("table", f"arm of {name}, compiled", ms)
+        ran = {**RUN, "complete": complete, "arms": [arm]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(ran), encoding="utf-8")
+    page = performance.rendered(performance.load(tmp_path))
+    assert "arm of decode, compiled" in page
+    assert "arm of decode-1, compiled" in page
+    assert page.count("| `decode` | A GPU |") == 2
+    assert "Suite `decode`: cut off after 60 s" in page
 
 
 def times(median: float) -> dict[str, float]:
