@@ -92,7 +92,7 @@ for dtype in ("bf16", "fp32"):
     check(fold, dtype, MERGE_KEYS=True, warps=size.warps, key_scale=None, value_scale=None, **shape, **crowds)
 # Here the assembler, which may take 255 registers, puts a few numbers aside so that more programs fit.
 for targets in (1, 2):
-    other = {**shape, **crowds, "VALUE_DIM": 80, "TARGETS": targets, "CROWDS": targets * crowds["CROWDS"], "spills": 32}
+    other = {**shape, **crowds, "VALUE_DIM": 80, "TARGETS": targets, "CROWDS": targets * crowds["CROWDS"], "spills": 64}
     check(survey, keys=None, key_sums=None, **other)
     check(fold, MERGE_KEYS=True, warps=size.warps, **other)
     check(fold, MERGE_KEYS=False, warps=size.warps, key_sums=None, **other)

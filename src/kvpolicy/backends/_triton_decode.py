@@ -21,7 +21,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # What a launch goes by, besides shapes.
 _ENOUGH = 2 * 132  # programs, two for each multiprocessor of an H200: where there are fewer, heads are split
-_WORTH = 256  # rows that a part of a head has at least: for fewer, a second launch does not pay
+_WORTH = 512  # rows that a part of a head has at least: for fewer, a second launch does not pay
 _MOST_PARTS = 64  # of a head, as one program brings them together
 _ASKING = 16  # query heads that a program holds, if it holds several: what the matrix units take
 _TILE_BYTES = 1 << 13  # of keys, and of values, that a program reads at once

