@@ -38,6 +38,8 @@ ABLATED = tuple(
         'discard="frequency"',
     )
 )
+# What looks at the question before it decides, and what does not.
+WINDOWED = ("snapkv", "pyramid_kv", "ada_kv", "tova", "expected_attention", "key_diff", *PUBLISHED)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ RUNS = {
         32,
         2,
     ),
+    "smollm2-needle": Run("smollm2", ("needle-512", "needle-1k"), ((WINDOWED, (0.5, 0.2)),), 16, 0),
     "demo": Run("demo", None, ((None, (0.5, 0.3, 0.2, 0.1)), (ABLATED, (0.5, 0.2))), 48, 4),
 }
 

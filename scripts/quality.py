@@ -41,6 +41,7 @@ longer prompts.
 """
 TITLES = {
     "smollm2-pydoc": "SmolLM2-135M-Instruct: the help topics of Python, 512 tokens of prompt",
+    "smollm2-needle": "SmolLM2-135M-Instruct: a number in a haystack of 512 and 1,024 tokens",
     "demo": "The demo's vision-language model: questions about pictures",
 }
 
