@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import polars as pl
 from rich.progress import Progress
 from scripts.page import DOCS
 
@@ -85,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run, out, target = RUNS[options.run], options.build / options.run, RESULTS / options.run
     subject = subject_of(run.model)
     fit_threads(subject.model)
+    parts = []
     for policies, keeps in run.parts:
         with Progress() as progress:
             bar = progress.add_task(options.run)
@@ -98,10 +100,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 out=out,
                 done=lambda done, of, bar=bar, progress=progress: progress.update(bar, completed=done, total=of),
             )
+        parts.append(result.rows.drop("said", "answer"))
         for task, label, keep, reason in result.failures:
             print(f"not measured: {label} at {keep} on {task}: {reason}")
     target.mkdir(parents=True, exist_ok=True)
-    result.rows.drop("said", "answer").write_parquet(target / "rows.parquet", compression="zstd")
+    rows = pl.concat(parts).unique(["task", "sample", "policy", "keep"], keep="first", maintain_order=True)
+    rows.write_parquet(target / "rows.parquet", compression="zstd")
     about = {**result.conditions, "date": str(date.today())}
     (target / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 

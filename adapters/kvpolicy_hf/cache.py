@@ -82,9 +82,9 @@ class PolicyCache(GenerateCache):
         ops, self._note = backend_for_model(model, backend)
         prompt_length, segments = _prompt(model, inputs, segments)
         layers: list[Any] = []
-        policed = 0
+        policed, latent = 0, expands_latents(model)
         for native, full in native_layers(model):
-            layers.append(PolicyLayer(self, policed, latent=expands_latents(model)) if full else native)
+            layers.append(PolicyLayer(self, policed, latent=latent) if full else native)
             policed += full
         if not policed:
             raise UnsupportedModelError(f"{type(model).__name__} has no full-attention layer to put under a policy.")
@@ -106,6 +106,7 @@ class PolicyCache(GenerateCache):
         self.hears_use_cache = hears_use_cache(model)
         self._passes: tuple[Pass, ...] = ()  # those that the model's pass under way is made of
         self._recording = False  # whether the tokens of a pass may be taken back
+        self._parts: frozenset[int] = frozenset()  # the ids of all modules of the model, which keeps them alive
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PolicyCache:
         """An independent cache with the same rows: one system prompt for several requests."""
@@ -339,7 +340,9 @@ class PolicyCache(GenerateCache):
     def check_module(self, module: torch.nn.Module) -> None:
         """Raise unless an attention module is part of this cache's model."""
         model = self._model()
-        if model is None or not any(part is module for part in model.modules()):
+        if model is not None and id(module) not in self._parts:  # every layer asks; to look for each would take long
+            self._parts = frozenset(id(part) for part in model.modules())
+        if model is None or id(module) not in self._parts:
             self.refuse_model(module)
 
     def check_enabled(self) -> None:

@@ -419,6 +419,7 @@ class Session:
             return tuple([getattr(state, name) for state in self._layers])
         tried = self._tried.get(layer) if now.tentative else None
         counts: list[Any] = []
+        nothing = np.zeros_like(self._layers[layer].held)
         for index, state in enumerate(self._layers):
             # A layer before this one may be tokens ahead, and one behind it has not even come to the settled ones.
             ahead = self._tried.get(index) if index != layer else None
@@ -427,7 +428,7 @@ class Session:
             if tried is not None and index != layer and not settled:
                 counts.append(of_another_layer(index, layer))
             else:
-                counts.append(getattr(known, name) if known.length else np.zeros_like(self._layers[layer].held))
+                counts.append(getattr(known, name) if known.length else nothing)
         return tuple(counts)
 
     def _try(self, layer: int) -> _Tried:
