@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
+from ..loading.inputs import inputs_of
 from .scenes import Question, Scene
 
 __all__ = ["Prompt", "encode"]
@@ -35,13 +37,7 @@ class Prompt:
         return cls(Image.fromarray(scene.image), after.strip(), before.strip(), question.answer)
 
 
-def encode(processor: Any, prompt: Prompt, device: Any = "cpu") -> Any:
-    """The model's inputs (``input_ids``, ``pixel_values`` …): by the chat template where the processor has one."""
-    if getattr(processor, "chat_template", None) is None:
-        token = getattr(processor, "image_token", "<image>")
-        text = f"{prompt.before} {token} {prompt.question}".strip()
-    else:
-        content = [{"type": "text", "text": prompt.before}] if prompt.before else []
-        content += [{"type": "image"}, {"type": "text", "text": prompt.question}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return processor(images=prompt.image, text=text, return_tensors="pt").to(device)
+def encode(processor: Any, prompt: Prompt, device: Any = "cpu") -> dict[str, Tensor]:
+    """The model's inputs, see `inputs_of`."""
+    parts = (prompt.before, prompt.image, prompt.question)
+    return inputs_of(processor, [tuple(part for part in parts if part)], device)

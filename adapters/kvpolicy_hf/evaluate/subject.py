@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
+from ..loading.inputs import inputs_of
 from .errors import EvaluationError
 
 __all__ = ["Part", "Subject"]
@@ -86,21 +87,9 @@ class Subject:
             if not all(given) or any(len(parts) != 1 for parts in prompts):
                 raise EvaluationError("a prompt of token ids is one tuple of them, and so is every other of its task.")
             return self._padded([parts[0] for parts in prompts])
-        pictures = [[part for part in parts if not isinstance(part, str)] for parts in prompts]
-        if any(pictures) and not self.takes_pictures:
+        if not self.takes_pictures and not all(isinstance(part, str) for parts in prompts for part in parts):
             raise EvaluationError(f"{self.name} takes text alone, and a prompt holds a picture.")
-        texts = [self._text(parts) for parts in prompts]
-        bos = self.tokenizer.bos_token
-        arguments: dict[str, Any] = {
-            "padding": True,
-            "padding_side": "left",
-            "return_tensors": "pt",
-            # A template that writes the first token itself needs no second one.
-            "add_special_tokens": not (bos and all(text.startswith(bos) for text in texts)),
-        }
-        if any(pictures):
-            return dict(self.processor(images=pictures, text=texts, **arguments).to(self.model.device))
-        return dict(self.tokenizer(texts, **arguments).to(self.model.device))
+        return inputs_of(self.processor, prompts, self.model.device)  # type: ignore[arg-type]  # no ids among them
 
     def tokens(self, answer: str | tuple[int, ...]) -> list[int]:
         """The token ids of an answer, without any that begin or end a text."""
@@ -118,18 +107,6 @@ class Subject:
         sums = [float(weight.detach().double().sum()) for weight in self.model.parameters()]
         squares = [float(weight.detach().double().square().sum()) for weight in self.model.parameters()]
         return f"{len(sums)} tensors, {sum(sums):.6g}, {sum(squares):.6g}"
-
-    def _text(self, parts: tuple[Part, ...]) -> str:
-        if getattr(self.processor, "chat_template", None) is None:
-            image = getattr(self.processor, "image_token", "<image>")
-            return " ".join(part if isinstance(part, str) else image for part in parts)
-        content: Any = [
-            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts
-        ]
-        if not self.takes_pictures:
-            content = " ".join(str(part) for part in parts)
-        turns = [{"role": "user", "content": content}]
-        return str(self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
     def _padded(self, rows: Sequence[Any]) -> dict[str, Tensor]:
         longest = max(len(row) for row in rows)

@@ -39,7 +39,7 @@ class StoredTable:
     valid: Tensor
     columns: dict[str, Column]
     used: int
-    borrowed: bool = False  # keys and values belong to the model, scalars to all layers: nothing is written here
+    borrowed: bool = False  # keys and values belong to the model
     rank: Tensor | None = None  # int64 [B, 1, S], of a table in which nothing has moved yet
 
     @property
@@ -147,7 +147,7 @@ class TorchStore(Store):
         with _normal_tensors():
             table = self._filled()
             for name, column in columns.items():
-                known = None if table.borrowed else table.columns.get(name)
+                known = table.columns.get(name)
                 if known is not None and known.data.dtype == column.data.dtype:
                     known.data[..., : table.used] = column.data
                     table.columns[name] = replace(column, data=known.data)
@@ -305,9 +305,9 @@ def _borrow(rows: Rows) -> StoredTable:
     return StoredTable(
         keys=Block(view.keys),
         values=Block(view.values),
-        positions=view.positions,
-        valid=view.valid,
-        columns=dict(view.columns),
+        positions=view.positions.clone(),  # all layers share rows.positions: never write there
+        valid=view.valid.clone(),
+        columns={name: replace(column, data=column.data.clone()) for name, column in view.columns.items()},
         used=view.shape[2],
         borrowed=True,
         rank=_in_order(rows.valid)[:, None],
