@@ -9,6 +9,7 @@ from optuna.trial import FixedTrial
 import kvpolicy
 from kvpolicy import KeepRatio, LikePrompt, Pipeline, Policy, TopK
 from kvpolicy_hf.tune import suggest
+from kvpolicy_hf.tune.space import starts
 
 PLAIN = {
     "score": "mass",
@@ -38,6 +39,15 @@ def test_h2o_is_in_it() -> None:
 def test_snapkv_is_in_it() -> None:
     found = made(score="pooled", window=32, kernel=7, pool="mean", recent=0.0, decode="never")
     assert found == kvpolicy.snapkv(keep=0.3)
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_a_search_begins_with_published_compositions(pictures: bool) -> None:
+    names = ["h2o", "snapkv", "expected_attention", *(["air_cache", "vl_cache"] if pictures else [])]
+    found = [suggest(FixedTrial(one), pictures=pictures)(0.3) for one in starts(pictures=pictures)]
+    due = [getattr(kvpolicy, name)(keep=0.3) for name in names]
+    assert found[0].prefill == due[0].prefill  # while decoding, quotas are those of the prompt, which are as equal
+    assert found[1:] == due[1:]
 
 
 def test_what_the_prompt_protects_the_answer_protects_by_recency() -> None:

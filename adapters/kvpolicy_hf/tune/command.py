@@ -33,6 +33,9 @@ def tune(
     keep: Annotated[float, typer.Option(help="Share of the cache that may be kept, in (0, 1].")] = 0.2,
     trials: Annotated[int, typer.Option(help="Compositions that are replayed over records.", min=1)] = 200,
     candidates: Annotated[int, typer.Option(help="How many of them answer, beside every recipe.", min=1)] = 27,
+    answered: Annotated[
+        int, typer.Option(help="Compositions that a second search, by real answers, then tries.", min=0)
+    ] = 54,
     samples: Annotated[
         int, typer.Option(help="Samples of each task in the first round; three times as many in each further one.")
     ] = 8,
@@ -46,7 +49,8 @@ def tune(
 ) -> None:
     """Search scorer, allocator, selector and merger for the best composition on your data.
 
-    Compositions are first replayed over recorded requests, the best of them
+    Compositions are first replayed over recorded requests. A second search
+    begins with the best of them and goes by real answers. The best of both
     answer beside every recipe, and the best of these answer more. The winner
     is judged on samples that the search has not seen, and written to
     winner.json, which kvpolicy.from_json and `kvpolicy eval --policy` read.
@@ -69,6 +73,7 @@ def tune(
             tasks=task,
             trials=trials,
             candidates=candidates,
+            answered=answered,
             samples=samples,
             rounds=rounds,
             records=records,

@@ -1,8 +1,10 @@
-"""The search: many compositions replayed, the best of them run, the best of these run on more samples.
+"""The search: many compositions replayed, the best of them run, more like these, and the best on more samples.
 
-A replay costs no pass of the model; what survives is measured by real answers, beside every published recipe, on three
-times as many samples a round for a third of the candidates (successive halving; Jamieson and Talwalkar, AISTATS 2016).
-The winner is held against the best recipe on samples that the search has not seen.
+A replay costs no pass of the model, but a small error of the attention's output is not yet a right answer. So the best
+by replays are where a second search begins, that goes by real answers on a few samples. What survives is measured
+beside every published recipe, on three times as many samples a round for a third of the candidates (successive
+halving; Jamieson and Talwalkar, AISTATS 2016). The winner is held against the best recipe on samples that the search
+has not seen. Both searches begin with published compositions.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from ..evaluate.run import Evaluation, subject_of
 from ..evaluate.tasks import tasks_of
 from ..simulate import Record, replay
 from .records import records_of
-from .space import suggest
+from .space import starts, suggest
 
 __all__ = ["Candidate", "Tuned", "tune"]
 
@@ -38,12 +40,12 @@ class Candidate:
     Attributes:
         name: what tables call it.
         policy: as a function of the budget.
-        error: mean relative error of the attention outputs over the records; None for a recipe.
+        choices: what the search chose; None for a recipe.
     """
 
     name: str
     policy: Callable[[float], Policy]
-    error: float | None = None
+    choices: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +80,7 @@ def tune(
     recipes: Sequence[str] | None = None,
     trials: int = 200,
     candidates: int = 27,
+    answered: int = 54,
     samples: int = 8,
     rounds: int = 3,
     records: int = 4,
@@ -96,6 +99,8 @@ def tune(
             a budget.
         trials: compositions that are replayed.
         candidates: how many of them are run, beside every recipe.
+        answered: compositions that a second search then runs, each on the samples of the first round; as many as
+            ``candidates``, the best, go on beside the others.
         samples: of each task in the first round; each further one has three times as many, for a third as many
             candidates, but always the best recipe so far.
         rounds: of real answers.
@@ -108,6 +113,8 @@ def tune(
         EvaluationError: if an argument is wrong, or no composition can be run.
     """
     numbers = (("trials", trials), ("candidates", candidates), ("samples", samples), ("rounds", rounds))
+    if type(answered) is not int or answered < 0:
+        raise EvaluationError(f"tune(answered={answered!r}): answered must be an integer >= 0.")
     for name, value in (*numbers, ("records", records), ("test", test)):
         if type(value) is not int or value < 1:
             raise EvaluationError(f"tune({name}={value!r}): {name} must be an integer >= 1.")
@@ -127,14 +134,16 @@ def tune(
     found = _replayed(subject, named, folder, keep, trials, records, seed, done)[:candidates]
     if not found:
         raise EvaluationError(f"none of {trials} compositions can be replayed on {subject.name}. Hint: more trials.")
-    pool = [*found, *theirs]
+    if answered:
+        found = _answered(subject, named, folder, keep, found, answered, samples, seed, done)[:candidates] + found
+    pool = [*_different(found, keep), *theirs]
     told = []
     for number in range(rounds):
         size = samples * HALVING**number
         ranked = _ranked(subject, named, pool, keep, size, samples, seed, folder / "calibration", done)
         told.append((size, tuple((one.name, value) for one, value in ranked)))
-        ours = [one for one, _ in ranked if one.error is not None]
-        theirs = [one for one, _ in ranked if one.error is None]
+        ours = [one for one, _ in ranked if one.choices is not None]
+        theirs = [one for one, _ in ranked if one.choices is None]
         if not ours or not theirs:
             raise EvaluationError(f"no {'composition' if theirs else 'recipe'} can be run on {', '.join(named)}.")
         pool = [*ours[: math.ceil(len(ours) / HALVING)], *theirs[: math.ceil(len(theirs) / HALVING)]]
@@ -178,20 +187,68 @@ def _replayed(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     taken = records_of(subject, tasks, records, seed)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(10, trials // 5)))
-    tried: dict[Policy, Candidate] = {}
+    for choices in starts(pictures=subject.takes_pictures)[:trials]:
+        study.enqueue_trial(choices)
+    tried: dict[Policy, tuple[float, Candidate]] = {}
     for number in range(trials):
         trial = study.ask()
         try:
             made = suggest(trial, pictures=subject.takes_pictures)
             policy = made(keep)
-            error = tried[policy].error if policy in tried else _error(taken, policy)
+            error = tried[policy][0] if policy in tried else _error(taken, policy)
         except KVPolicyError:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
-            tried.setdefault(policy, Candidate(f"composition {number}", made, error))
+            tried.setdefault(policy, (error, Candidate(f"composition {number}", made, dict(trial.params))))
             study.tell(trial, error)
         done("replaying compositions", number + 1, trials)
-    return sorted(tried.values(), key=lambda one: one.error or 0.0)
+    return [one for _, one in sorted(tried.values(), key=lambda pair: pair[0])]
+
+
+def _answered(
+    subject: Subject,
+    tasks: Mapping[str, Task],
+    folder: Path,
+    keep: float,
+    begin: Sequence[Candidate],
+    trials: int,
+    samples: int,
+    seed: int,
+    done: Callable[[str, int, int], None],
+) -> list[Candidate]:
+    """Compositions that were run on the samples of the first round, those with the highest mean quality first.
+
+    The search begins with published compositions and with those that replays found, at most half of the trials.
+    """
+    study = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(5, trials // 3))
+    )
+    known = [one.choices for one in begin if one.choices is not None]
+    for choices in [*starts(pictures=subject.takes_pictures), *known][: max(1, trials // 2)]:
+        study.enqueue_trial(dict(choices))
+    tried: list[tuple[float, Candidate]] = []
+    for number in range(trials):
+        trial = study.ask()
+        try:
+            made = suggest(trial, pictures=subject.takes_pictures)
+            one = Candidate(f"answered {number}", made, dict(trial.params))
+            ((_, value),) = _ranked(subject, tasks, [one], keep, samples, samples, seed, folder / "calibration", _quiet)
+        except (KVPolicyError, ValueError):  # parts refuse each other, or some task
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            tried.append((value, one))
+            study.tell(trial, value)
+        done("answering compositions", number + 1, trials)
+    return [one for _, one in sorted(tried, key=lambda pair: -pair[0])]
+
+
+def _quiet(_what: str, _done: int, _of: int) -> None:
+    """Tells nobody."""
+
+
+def _different(candidates: Sequence[Candidate], keep: float) -> list[Candidate]:
+    """The first of each that are the same policy."""
+    return list({one.policy(keep): one for one in reversed(candidates)}.values())[::-1]
 
 
 def _error(records: Sequence[Record], policy: Policy) -> float:

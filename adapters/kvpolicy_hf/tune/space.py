@@ -21,7 +21,7 @@ from kvpolicy import (
     Weigher,
 )
 
-__all__ = ["suggest"]
+__all__ = ["starts", "suggest"]
 
 SCORES = ("mass", "window", "pooled", "expected", "key_difference")
 SCORES_OF_PICTURES = (*SCORES, "post_image", "elite")
@@ -30,6 +30,8 @@ ALLOCATORS: dict[str, Callable[[], Allocator]] = {
     "pyramid": kvpolicy.Pyramid,
     "heads": kvpolicy.AdaptiveHeads,
     "variance": kvpolicy.ByVariance,
+    "strength and skew": kvpolicy.ByStrengthAndSkew,
+    "sparsity": kvpolicy.BySparsity,
     "variance and heads": lambda: kvpolicy.Nested(kvpolicy.ByVariance(), kvpolicy.AdaptiveHeads()),
 }
 WEIGHERS: dict[str, Callable[[], Weigher]] = {
@@ -38,6 +40,24 @@ WEIGHERS: dict[str, Callable[[], Weigher]] = {
     "softmax": kvpolicy.SimilaritySoftmax,
     "zero perturbation": kvpolicy.ZeroPerturbation,
 }
+_EVICT = {"first": 0, "last": 0, "recent": 0.0, "merge": "drop", "allocate": "uniform", "decode": "never"}
+# Published compositions, as choices of the space: where a search begins.
+_STARTS: tuple[dict[str, Any], ...] = (
+    {**_EVICT, "score": "mass", "heads": "each", "recent": 0.5, "decode": "as the prompt"},  # H2O
+    {**_EVICT, "score": "pooled", "window": 32, "heads": "each", "kernel": 7, "pool": "mean"},  # SnapKV
+    {**_EVICT, "score": "expected", "first": 4},  # Expected Attention
+)
+_STARTS_OF_PICTURES: tuple[dict[str, Any], ...] = (
+    {**_EVICT, "score": "elite", "allocate": "strength and skew", "text": True},  # AirCache
+    {
+        **_EVICT,
+        "score": "post_image",
+        "heads": "each",
+        "allocate": "sparsity",
+        "recent": 0.1,
+        "text": False,
+    },  # VL-Cache
+)
 DECODING = ("never", "as the prompt", "mass", "last query", "fixed point")
 
 
@@ -78,6 +98,13 @@ def suggest(trial: Any, *, pictures: bool) -> Callable[[float], Policy]:
         return Policy(prefill=prompt, decode=answer, count_bias=count_bias)
 
     return policy
+
+
+def starts(*, pictures: bool) -> list[dict[str, Any]]:
+    """Published compositions as choices, for a search to begin with."""
+    if not pictures:
+        return [dict(one) for one in _STARTS]
+    return [{**one, "text": one.get("text", False)} for one in (*_STARTS, *_STARTS_OF_PICTURES)]
 
 
 def _score(trial: Any, pictures: bool) -> ImportanceScorer:
