@@ -31,7 +31,6 @@ ALLOCATORS: dict[str, Callable[[], Allocator]] = {
     "heads": kvpolicy.AdaptiveHeads,
     "variance": kvpolicy.ByVariance,
     "strength and skew": kvpolicy.ByStrengthAndSkew,
-    "sparsity": kvpolicy.BySparsity,
     "variance and heads": lambda: kvpolicy.Nested(kvpolicy.ByVariance(), kvpolicy.AdaptiveHeads()),
 }
 WEIGHERS: dict[str, Callable[[], Weigher]] = {
@@ -53,9 +52,8 @@ _STARTS_OF_PICTURES: tuple[dict[str, Any], ...] = (
         **_EVICT,
         "score": "post_image",
         "heads": "each",
-        "allocate": "sparsity",
+        "allocate by sparsity": True,
         "recent": 0.1,
-        "text": False,
     },  # VL-Cache
 )
 DECODING = ("never", "as the prompt", "mass", "last query", "fixed point")
@@ -73,6 +71,8 @@ def suggest(trial: Any, *, pictures: bool) -> Callable[[float], Policy]:
     """
     score = _score(trial, pictures)
     allocate = ALLOCATORS[trial.suggest_categorical("allocate", tuple(ALLOCATORS))]()
+    if isinstance(score, kvpolicy.PostImageMass) and trial.suggest_categorical("allocate by sparsity", (False, True)):
+        allocate = kvpolicy.BySparsity()  # which goes by what that scorer counts
     first = trial.suggest_categorical("first", (0, 1, 4))
     last = trial.suggest_categorical("last", (0, 1, 4, 8, 16))
     recent = trial.suggest_categorical("recent", (0.0, 0.1, 0.25, 0.5))
