@@ -50,7 +50,8 @@ class PolicyCache(GenerateCache):
         backend: ``"torch"`` or ``"triton"``; None: triton where the model is on a CUDA device and it is installed.
         check: verify every stage's answer (NaN scores, impossible plans).
         listen: called as ``listen(layer, view, plan, step)`` with every plan before it is carried out. The view is a
-            window on the storage, which is then written to: copy what is to be kept.
+            window on the storage, which is then written to: copy what is to be kept. Decoding in place, after
+            `compile_decode`, tells nobody its plans.
 
     Raises:
         CacheError: if the model was not enabled.
