@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ._types import Array, CacheView, Column, Counts, HeadCounts, KeepMask, Phas
 from .schedulers import MOST_ROWS
 
 __all__ = [
+    "Trust",
     "across",
     "ahead",
     "alike_heads",
@@ -214,6 +215,7 @@ def plan(
     check: bool,
     alike: bool = False,
     unmerged: bool = False,
+    trust: Trust | None = None,
     later: Doubts | None = None,
 ) -> Plan:
     """Select and merge; where heads are alike, for one of them.
@@ -226,6 +228,7 @@ def plan(
         check: look at values too.
         alike: by what the stages say, all heads keep the same rows.
         unmerged: no row of the table stands for several tokens.
+        trust: `Trust.of` the pipeline, if it is known.
         later: where given, values are looked at when these doubts are settled.
 
     Raises:
@@ -248,22 +251,35 @@ def plan(
         raise PlanError(f"{_at(pipeline.merge, view)} returned a {type(made).__name__}; merge() must return a Plan.")
     _check_mask("plan of", pipeline.merge, made.keep, one.view)
     made = of_all_heads(made, view)
-    trusted = proven(pipeline)
-    if check and not trusted:
+    trust = trust or (Trust.of(pipeline) if check else Trust(plans=True, scores=True))
+    if check and not trust.plans:
         _doubt_keep(pipeline, view, of_all_heads(selection, view).keep, made.keep, doubts)
-    if check and alike and not (trusted and _is_ours(pipeline.score)):
+    if check and alike and not trust.scores:
         _doubt_alike(pipeline, scored, made.keep, step, doubts)
     if made.into is not None:
-        _check_folds(made, pipeline.merge, view, doubts, check=check and not trusted)
+        _check_folds(made, pipeline.merge, view, doubts, check=check and not trust.plans)
     if later is None:
         doubts.settle()
     plan: Plan = made
     return replace(plan, registers={**selection.registers, **plan.registers}) if selection.registers else plan
 
 
-def proven(pipeline: Pipeline) -> bool:
-    """Whether a plan is made by kvpolicy's own stages alone, whose answers need no check: their laws are tested."""
-    return _is_ours(pipeline.select) and _is_ours(pipeline.merge)
+class Trust(NamedTuple):
+    """What needs no look at values, because kvpolicy's own stages made it, whose laws are tested.
+
+    Attributes:
+        plans: what selector and merger answer.
+        scores: also that the scorer treats heads alike if it says so.
+    """
+
+    plans: bool
+    scores: bool
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> Trust:
+        """By where the stages come from, and all that they are made of."""
+        plans = _is_ours(pipeline.select) and _is_ours(pipeline.merge)
+        return cls(plans, plans and _is_ours(pipeline.score))
 
 
 def _is_ours(stage: object) -> bool:

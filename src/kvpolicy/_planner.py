@@ -44,7 +44,7 @@ class _Nature:
         crosses: its scores depend on other layers.
         waits: every layer is scored before any is planned.
         alike: see `_engine.alike_heads`.
-        proven: see `_engine.proven`.
+        trust: see `_engine.Trust`.
         floor: how many rows a head keeps however small its quota is, where the number follows from the quota.
     """
 
@@ -52,7 +52,7 @@ class _Nature:
     crosses: bool
     waits: bool
     alike: bool
-    proven: bool
+    trust: _engine.Trust
     floor: int | None
 
     @classmethod
@@ -64,7 +64,7 @@ class _Nature:
             crosses=crosses,
             waits=whole or crosses,
             alike=_engine.alike_heads(pipeline),
-            proven=_engine.proven(pipeline),
+            trust=_engine.Trust.of(pipeline),
             floor=select.floor if isinstance(select, TopK) and not select.text else None,
         )
 
@@ -195,10 +195,10 @@ class Planner:
         own = step.heads.own
         step = replace(step, surplus=max(0, int((state.held - due).max())))
         state.alike = state.alike and nature.alike and bool((due == due[:, :1]).all())
-        known = {"alike": state.alike, "unmerged": state.merged is None}
+        known: dict[str, Any] = {"alike": state.alike, "unmerged": state.merged is None, "trust": nature.trust}
         made = _engine.plan(pipeline, scored, own(due), step, check=self._check, later=self._doubts, **known)
         told = self._listen is not None and not state.on_trial
-        doubtful = made.into is not None and not nature.proven
+        doubtful = made.into is not None and not nature.trust.plans
         if told or doubtful or pipeline.recall is not None or nature.floor is None:
             self._doubts.settle()
         if self._listen is not None and told:
