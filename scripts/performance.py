@@ -23,7 +23,7 @@ PAGE = DOCS / "performance.md"
 RESULTS = DOCS / "results" / "performance"
 PICTURES = DOCS / "assets" / "performance"
 NOISE = 0.1  # of a step: where fewer rows save no more than that, the host's launches are what takes the time
-SUITES = ("kernels", "prefill", "decode", "series", "capacity", "peers", "cpu")
+SUITES = ("kernels", "launches", "prefill", "decode", "series", "capacity", "peers", "cpu")
 
 Arm: TypeAlias = dict[str, Any]
 Found: TypeAlias = dict[str, dict[str, Any]]  # what each suite's file holds, by suite
@@ -69,7 +69,7 @@ def load(folder: Path = RESULTS) -> Found:
 def rendered(found: Found) -> str:
     """The page."""
     parts = [HEAD, targets(found)]
-    sections = (decoding, prompts, throughput, shapes, capacity, kernels, peers, cpu)
+    sections = (decoding, prompts, launches, throughput, shapes, capacity, kernels, peers, cpu)
     parts += [section(found) for section in sections]
     parts += [machines(found), not_measured(found)]
     return "\n".join(part for part in parts if part)
@@ -200,6 +200,28 @@ def _peak(found: Found) -> list[str]:
         "Peak memory of the prompt beyond the weights:\n",
         table(["peak", *(f"{length:,} tokens" for length in lengths)], rows),
     ]
+
+
+def launches(found: Found) -> str:
+    """Whether the device or the host is what takes the time."""
+    timed = arms(found, "launches", "launches")
+    rows = [
+        [
+            f"{arm['pass']} of {arm['prompt']:,}, batch {arm['batch']}: {escaped(arm['arm'])}",
+            f"{arm['launches_a_layer']:.0f}",
+            f"{arm['device_ms']:.2f}",
+            span(arm["ms"]),
+            f"{arm['device_ms'] / arm['ms']['median']:.0%}",
+        ]
+        for arm in timed
+    ]
+    about = (
+        "What is launched call by call, for each layer, and how long the device works for it, under torch's profiler; "
+        "beside it the time of the same pass without the profiler. Where the device is busy for a small part of that "
+        "time, the pass waits for the host.\n"
+    )
+    head = ["pass", "launches a layer", "device, ms", "time, ms", "device busy"]
+    return section("Where the time goes", about, table(head, rows)) if rows else ""
 
 
 def throughput(found: Found) -> str:

@@ -124,6 +124,7 @@ def test_figures_targets_and_what_was_not_timed(performance: ModuleType, plots: 
 # What is run of each suite: everything would take minutes, as kernels are interpreted and compiled steps are traced.
 SUITES = {
     "kernels": ["sdpa", "ragged", "attention mass, last query", "compaction with merge"],
+    "launches": ["DynamicCache", "elastic_cache"],
     "prefill": ["40: DynamicCache", "40: elastic_cache", "40: ada_kv"],
     "decode": ["DynamicCache, eager", "ideal, eager", "CUDA graph", "h2o, eager", "elastic_cache, compiled"],
     "series": ["shape, small, 1, 64, 82: full"],
