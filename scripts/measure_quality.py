@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -19,7 +19,8 @@ import polars as pl
 from rich.progress import Progress
 from scripts.page import DOCS
 
-from kvpolicy_hf.evaluate import evaluate
+from kvpolicy import AttentionMass, ByStrengthAndSkew, Drop, TopK, from_json
+from kvpolicy_hf.evaluate import Arm, evaluate
 from kvpolicy_hf.evaluate.run import subject_of
 from kvpolicy_hf.loading.threads import fit_threads
 
@@ -50,16 +51,41 @@ class Run:
     Attributes:
         model: as `evaluate` takes it.
         tasks: by name; None: those made for the model.
-        parts: policies (None: every recipe) with the budgets at which they are measured.
+        parts: policies (None: every recipe; or what gives the arms) with the budgets at which they are measured.
         samples: of each task.
         records: of each task so many samples are also replayed.
+        seed: draws the samples.
     """
 
     model: str
     tasks: tuple[str, ...] | None
-    parts: tuple[tuple[Sequence[str] | None, tuple[float, ...]], ...]
+    parts: tuple[tuple[Sequence[str] | Callable[[], Sequence[Arm]] | None, tuple[float, ...]], ...]
     samples: int
     records: int
+    seed: int = 0
+
+
+def own() -> list[Arm]:
+    """The composition that `kvpolicy tune demo --keep 0.2 --answered 400 --samples 12 --trials 100` found, and parts.
+
+    In each of the others one part is another: what quality loses by that is what the part brings.
+    """
+    found = from_json((RESULTS / "composition.json").read_text(encoding="utf-8"))
+    prompt, answer = found.prefill, found.decode
+    assert prompt is not None
+    assert answer is not None
+    others = {
+        "composition": found,
+        "without EliteMass: AttentionMass": replace(found, prefill=replace(prompt, score=AttentionMass())),
+        "without merging": replace(found, prefill=replace(prompt, merge=Drop()), count_bias=False),
+        "without counts in the attention": replace(found, count_bias=False),
+        "with keys merged, too": replace(found, prefill=replace(prompt, merge=replace(prompt.merge, keys=True))),
+        "without recent rows": replace(found, prefill=replace(prompt, select=TopK(last=4))),
+        "without last rows": replace(found, prefill=replace(prompt, select=TopK(recent=0.25))),
+        "without eviction while decoding": replace(found, decode=None),
+        "AirCache's allocation of layers": replace(found, prefill=replace(prompt, allocate=ByStrengthAndSkew())),
+    }
+    return [Arm(name, 0.2, policy) for name, policy in others.items()]
 
 
 RUNS = {
@@ -71,6 +97,7 @@ RUNS = {
         2,
     ),
     "smollm2-needle": Run("smollm2", ("needle-512", "needle-1k"), ((WINDOWED, (0.5, 0.2)),), 16, 0),
+    "demo-own": Run("demo", None, ((None, (0.2,)), (own, (0.2,))), 96, 0, seed=101),
     "demo": Run("demo", None, ((None, (0.5, 0.3, 0.2, 0.1)), (ABLATED, (0.5, 0.2))), 48, 4),
 }
 
@@ -93,10 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             result = evaluate(
                 subject,
                 tasks=run.tasks,
-                policies=policies,
+                policies=policies() if callable(policies) else policies,
                 keeps=keeps,
                 samples=run.samples,
                 records=run.records,
+                seed=run.seed,
                 out=out,
                 done=lambda done, of, bar=bar, progress=progress: progress.update(bar, completed=done, total=of),
             )

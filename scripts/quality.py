@@ -17,6 +17,8 @@ from typing import Any
 import polars as pl
 from scripts.page import DOCS, escaped
 
+from kvpolicy import RECIPES, from_json
+from kvpolicy.cli._pretty import pretty
 from kvpolicy_hf.evaluate import compare, summarise
 from kvpolicy_hf.evaluate.lines import quality_against_bytes
 
@@ -43,7 +45,21 @@ not that it was measured wrongly there.
 TITLES = {
     "smollm2-pydoc": "SmolLM2-135M-Instruct: the help topics of Python, 512 tokens of prompt",
     "demo": "The demo's vision-language model: questions about pictures",
+    "demo-own": "A composition of our own, on the demo's model",
 }
+OWN = "composition"  # what `kvpolicy tune` found
+FOUND = """\
+`kvpolicy tune demo --keep 0.2 --answered 400 --samples 12 --trials 100` searched the parts on this model and its tasks
+([how](evaluate.md#search-for-a-better-one)), and found [a composition](results/quality/composition.json) that
+`kvpolicy.from_json` loads:
+
+```text
+%s
+```
+
+Here it stands beside every recipe on samples of other seeds than those of the search, at the same budget. It was found
+on this model and these tasks, and is no promise for others: search on yours.
+"""
 
 
 @dataclass(frozen=True)
@@ -113,7 +129,7 @@ def rendered(found: Mapping[str, Run]) -> str:
             provenance(name, run),
             f"![Quality against bytes](assets/quality/{name}.png)\n",
         ]
-        parts += [orderings(run), *tables(summary)]
+        parts += own(run) if OWN in run.rows["policy"] else [orderings(run), *tables(summary)]
     return "\n".join(parts)
 
 
@@ -156,8 +172,54 @@ def _ordering(run: Run, claim: Claim, keep: float) -> str:
     return f"{keep:g}: {_signed(found)}, {VERDICTS[found['verdict']]}"
 
 
+def own(run: Run) -> Iterable[str]:
+    """The composition, against every recipe, and against itself with one part changed."""
+    found = (RESULTS / "composition.json").read_text(encoding="utf-8")
+    yield FOUND % pretty(from_json(found))
+    quality = round(_mean(run, OWN), 9)
+    yield f"Its quality is {quality:.3f} (the mean over tasks), with {_held(run, OWN):.0%} of the bytes.\n"
+    names = [name for name in run.rows["policy"].unique(maintain_order=True) if name != OWN]
+    rows = {name: _against_own(run, name) for name in names}
+    for title, chosen in (
+        ("Against every recipe", [name for name in names if name in RECIPES]),
+        ("What each part brings", [name for name in names if name not in RECIPES]),
+    ):
+        chosen.sort(key=lambda name: (-round(_mean(run, name), 6), name))
+        lines = [
+            f"### {title}\n",
+            "| | bytes | quality | the composition is better by [95%] | |",
+            "|---|---:|---:|---:|---|",
+        ]
+        yield "\n".join([*lines, *(rows[name] for name in chosen)]) + "\n"
+
+
+def _mean(run: Run, policy: str) -> float:
+    of = run.rows.filter(pl.col("policy") == policy).group_by("task").agg(pl.col("quality").mean())
+    return float(of["quality"].mean())  # type: ignore[arg-type]
+
+
+def _held(run: Run, policy: str) -> float:
+    held, full = run.rows.filter(pl.col("policy") == policy).select(pl.col("kv_bytes", "full_kv_bytes").sum()).row(0)
+    return float(held / full)
+
+
+def _against_own(run: Run, other: str) -> str:
+    keep = 1.0 if other == "full" else 0.2
+    found = compare(run.rows, OWN, 0.2, other, keep).filter(pl.col("task") == "all").row(0, named=True)
+    held = (
+        run.rows.filter(pl.col("policy") == other)
+        .select(pl.col("kv_bytes").sum() / pl.col("full_kv_bytes").sum())
+        .item()
+    )
+    return (
+        f"| {escaped(other)} | {held:.0%} | {round(found['baseline'], 9):.3f} | {_signed(found)} | {found['verdict']} |"
+    )
+
+
 def _signed(row: Mapping[str, Any]) -> str:
-    return f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+    # Sums are formed in any order: what is zero but for rounding has no sign of its own.
+    value, low, high = (round(row[name], 9) + 0.0 for name in ("difference", "difference_low", "difference_high"))
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def tables(summary: pl.DataFrame) -> Iterable[str]:
@@ -168,7 +230,7 @@ def tables(summary: pl.DataFrame) -> Iterable[str]:
         cells: dict[str, dict[str, dict[str, Any]]] = {}
         for row in of_all.filter((pl.col("keep") == keep) | (pl.col("policy") == "full")).iter_rows(named=True):
             cells.setdefault(row["policy"], {})[row["metric"]] = row
-        ordered = sorted(cells, key=lambda policy: -cells[policy]["quality"]["value"])
+        ordered = sorted(cells, key=lambda policy: (-round(cells[policy]["quality"]["value"], 6), policy))
         yield f"### keep {keep:g}\n"
         yield _table(metrics, [(policy, cells[policy]) for policy in ordered])
 
@@ -178,7 +240,9 @@ def _table(metrics: Sequence[str], rows: Sequence[tuple[str, Mapping[str, Mappin
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for policy, found in rows:
         values = [
-            f"{found[m]['value']:.3f} [{found[m]['low']:.3f}, {found[m]['high']:.3f}]" if m in found else ""
+            "{:.3f} [{:.3f}, {:.3f}]".format(*(round(found[m][end], 9) for end in ("value", "low", "high")))
+            if m in found
+            else ""
             for m in metrics
         ]
         quality = found["quality"]
