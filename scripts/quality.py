@@ -257,8 +257,10 @@ def main() -> None:
     PAGE.write_text(rendered(found), encoding="utf-8")
     PICTURES.mkdir(parents=True, exist_ok=True)
     for name, run in found.items():
-        recipes = run.rows.filter(~pl.col("policy").str.contains("(", literal=True))
-        quality_against_bytes(summarise(recipes)).savefig(PICTURES / f"{name}.png", dpi=110)
+        drawn = run.rows.filter(pl.col("policy").is_in([*RECIPES, OWN]))
+        highlight = (OWN, "air_cache", "h2o", "elastic_cache") if OWN in drawn["policy"] else ()
+        figure = quality_against_bytes(summarise(drawn), highlight=highlight)
+        figure.savefig(PICTURES / f"{name}.png", dpi=110)
 
 
 if __name__ == "__main__":
