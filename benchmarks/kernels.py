@@ -32,8 +32,10 @@ LENGTHS: Mapping[bool, Mapping[Shape, Sequence[int]]] = {
     False: {LLAVA: (1024, 4096, 16384, 32768), LLAMA: (4096, 32768), QWEN: (4096, 32768)},
     True: {SMALL: (40,)},
 }
-TIMED_UP_TO = {"torch": 4096, "triton": 1 << 20}  # rows: beyond, what is to be compared with takes seconds a call
-BACKENDS = ("torch", "triton")
+BACKENDS = {
+    "torch": 4096,
+    "triton": 1 << 20,
+}  # and the rows up to which each is timed: a call takes seconds then
 ORACLE_TOKENS = 37
 AGAINST_ORACLE = 1e-4  # relative, float32 against float64
 AGAINST_TORCH = 5e-3  # relative, of what is rounded to bfloat16 in the end; attention mass stays in float32
@@ -147,7 +149,7 @@ class Kernels:
                 self.suite.arm(case, "sdpa", lambda hold, s=shape, n=length: self.plain(s, n))
                 for name in VERBS:
                     case = {"case": name, "model": shape.model, "rows": length}
-                    for backend in (each for each in BACKENDS if length <= TIMED_UP_TO[each]):
+                    for backend in (each for each, most in BACKENDS.items() if length <= most):
                         self.suite.arm(
                             case,
                             backend,

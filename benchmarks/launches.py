@@ -56,9 +56,9 @@ class Launches:
         def once(make: Make) -> Any:
             return self.model(input_ids=ids, past_key_values=make(self.model), logits_to_keep=1).logits
 
-        hold(
-            "logits of the last token against the plain cache", distance(once(self.makes[name]), once(dynamic)), LOGITS
-        )
+        if name in POLICIES:
+            off = distance(once(self.makes[name]), once(dynamic))
+            hold("logits of the last token against the plain cache", off, LOGITS)
         return self.looked_at(lambda: once(self.makes[name]))
 
     def stepped(self, hold: Hold, name: str) -> dict[str, Any]:
@@ -94,11 +94,10 @@ class Launches:
         taken: Counter[str] = Counter()
         for label, microseconds in kernels:
             taken[label[:80]] += microseconds
-        layers = self.shape.layers
         return {
             "ms": times,
             "launches": len(kernels),
-            "launches_a_layer": len(kernels) / layers,
+            "launches_a_layer": len(kernels) / self.shape.layers,
             "device_ms": sum(taken.values()) / 1000,
             "most": [[label, microseconds / 1000] for label, microseconds in taken.most_common(SHOWN)],
         }

@@ -96,7 +96,7 @@ class Suite:
         self._found: dict[str, Any] = {
             "suite": name,
             "small": self.small,
-            "options": {name: value for name, value in vars(self.options).items() if name not in ("result", "turns")},
+            "options": {key: value for key, value in vars(self.options).items() if key not in ("result", "turns")},
             "turns": self.options.turns is not None,
             "machine": machine(self.device),
             "ceilings": ceilings(self.device, small=self.small),

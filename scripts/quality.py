@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from scripts.measure_quality import RESULTS
 from scripts.page import DOCS, escaped
 
 from kvpolicy import RECIPES, from_json
@@ -23,7 +24,6 @@ from kvpolicy_hf.evaluate import compare, summarise
 from kvpolicy_hf.evaluate.lines import quality_against_bytes
 
 PAGE = DOCS / "quality.md"
-RESULTS = DOCS / "results" / "quality"
 PICTURES = DOCS / "assets" / "quality"
 
 HEAD = """\
@@ -129,7 +129,7 @@ def rendered(found: Mapping[str, Run]) -> str:
             provenance(name, run),
             f"![Quality against bytes](assets/quality/{name}.png)\n",
         ]
-        parts += own(run) if OWN in run.rows["policy"] else [orderings(run), *tables(summary)]
+        parts += own(run, summary) if OWN in run.rows["policy"] else [orderings(run), *tables(summary)]
     return "\n".join(parts)
 
 
@@ -172,48 +172,28 @@ def _ordering(run: Run, claim: Claim, keep: float) -> str:
     return f"{keep:g}: {_signed(found)}, {VERDICTS[found['verdict']]}"
 
 
-def own(run: Run) -> Iterable[str]:
+def own(run: Run, summary: pl.DataFrame) -> Iterable[str]:
     """The composition, against every recipe, and against itself with one part changed."""
     found = (RESULTS / "composition.json").read_text(encoding="utf-8")
     yield FOUND % pretty(from_json(found))
-    quality = round(_mean(run, OWN), 9)
-    yield f"Its quality is {quality:.3f} (the mean over tasks), with {_held(run, OWN):.0%} of the bytes.\n"
-    names = [name for name in run.rows["policy"].unique(maintain_order=True) if name != OWN]
-    rows = {name: _against_own(run, name) for name in names}
+    of_all = summary.filter(pl.col("task") == "all", pl.col("metric") == "quality")
+    measured = {row["policy"]: row for row in of_all.iter_rows(named=True)}
+    mine = measured.pop(OWN)
+    yield f"Its quality is {round(mine['value'], 9):.3f} (the mean over tasks), with {mine['kept']:.0%} of the bytes.\n"
+    ordered = sorted(measured, key=lambda name: (-round(measured[name]["value"], 6), name))
     for title, chosen in (
-        ("Against every recipe", [name for name in names if name in RECIPES]),
-        ("What each part brings", [name for name in names if name not in RECIPES]),
+        ("Against every recipe", [name for name in ordered if name in RECIPES]),
+        ("What each part brings", [name for name in ordered if name not in RECIPES]),
     ):
-        chosen.sort(key=lambda name: (-round(_mean(run, name), 6), name))
-        lines = [
-            f"### {title}\n",
-            "| | bytes | quality | the composition is better by [95%] | |",
-            "|---|---:|---:|---:|---|",
-        ]
-        yield "\n".join([*lines, *(rows[name] for name in chosen)]) + "\n"
+        head = "| | bytes | quality | the composition is better by [95%] | |\n|---|---:|---:|---:|---|"
+        yield "\n".join([f"### {title}\n", head, *(_against_own(run, measured[name]) for name in chosen)]) + "\n"
 
 
-def _mean(run: Run, policy: str) -> float:
-    of = run.rows.filter(pl.col("policy") == policy).group_by("task").agg(pl.col("quality").mean())
-    return float(of["quality"].mean())  # type: ignore[arg-type]
-
-
-def _held(run: Run, policy: str) -> float:
-    held, full = run.rows.filter(pl.col("policy") == policy).select(pl.col("kv_bytes", "full_kv_bytes").sum()).row(0)
-    return float(held / full)
-
-
-def _against_own(run: Run, other: str) -> str:
-    keep = 1.0 if other == "full" else 0.2
-    found = compare(run.rows, OWN, 0.2, other, keep).filter(pl.col("task") == "all").row(0, named=True)
-    held = (
-        run.rows.filter(pl.col("policy") == other)
-        .select(pl.col("kv_bytes").sum() / pl.col("full_kv_bytes").sum())
-        .item()
-    )
-    return (
-        f"| {escaped(other)} | {held:.0%} | {round(found['baseline'], 9):.3f} | {_signed(found)} | {found['verdict']} |"
-    )
+def _against_own(run: Run, other: Mapping[str, Any]) -> str:
+    name, quality = escaped(other["policy"]), round(other["value"], 9)
+    against = compare(run.rows, OWN, 0.2, other["policy"], other["keep"])
+    found = against.filter(pl.col("task") == "all").row(0, named=True)
+    return f"| {name} | {other['kept']:.0%} | {quality:.3f} | {_signed(found)} | {found['verdict']} |"
 
 
 def _signed(row: Mapping[str, Any]) -> str:
