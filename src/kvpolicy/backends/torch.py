@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._ends import between
 from .._protocols import Backend
 from .._types import CacheView, Column, HeadCounts, KeepMask, Plan, Quota, Scores, Step
 from ._torch_steady import SteadyTable
@@ -163,21 +164,11 @@ class TorchBackend(Backend):
         quota = torch.as_tensor(quota, device=scores.device)
         if not first and isinstance(last, int) and not last:
             return _best(scores, quota, view, surplus)
-        others = self._inner(view, first, last)
+        others = between(view, self.arrival_rank(view), first, last)
         protected = view.valid & ~others
         # Protected rows take no more from the quota than from what is held: the others have no larger surplus.
         kept: Tensor = protected | _best(scores, quota - protected.sum(-1), view.only(others), surplus)
         return kept
-
-    def _inner(self, view: CacheView, first: int, last: Any) -> Tensor:
-        """The valid rows between the first and the last ones, bool [B, H, S]."""
-        rank = self.arrival_rank(view)
-        begun: Tensor = (rank >= first) & view.valid if first else view.valid
-        if isinstance(last, int) and last == 0:
-            return begun
-        end = last if isinstance(last, int) else torch.as_tensor(last, device=rank.device)[..., None]
-        inner: Tensor = begun & (rank < view.valid.sum(-1, keepdim=True) - end)
-        return inner
 
     def arrival_rank(self, view: CacheView, /) -> Tensor:
         """Ranks by one sort of the positions."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from .._check import check_choice, check_count, check_share
+from .._ends import between
 from .._namespace import namespace
 from .._placed import placed
 from .._protocols import Selector
@@ -64,10 +65,10 @@ class TopK(Selector):
         """The rows of text, too, are protected; from what is left of the quota then comes the share of recent rows."""
         view, xp = scored.view, scored.view.xp
         text, image = self._text(view, step)
-        always = view.valid & (text | ~self._inner(view, self.last, step))
-        late = view.only(view.valid & ~(self._inner(view, last, step) | always))
-        rank = xp.astype(step.ops.arrival_rank(view), xp.float32)
-        protected = always | step.ops.top_k(rank, quota - _number(always, xp), late)
+        rank = step.ops.arrival_rank(view)
+        always = view.valid & (text | ~between(view, rank, self.first, self.last))
+        late = view.only(view.valid & ~(between(view, rank, self.first, last) | always))
+        protected = always | step.ops.top_k(xp.astype(rank, xp.float32), quota - _number(always, xp), late)
         # Protected rows take no more from the quota than from what is held: the others have no larger surplus.
         left, others = quota - _number(protected, xp), view.valid & ~protected
         best = step.ops.top_k(scored.scores, left, view.only(others), surplus=step.surplus)
@@ -82,15 +83,6 @@ class TopK(Selector):
         # It is taken from what other protected rows leave, so that it never pushes the quota up.
         share = xp.minimum(share, quota - self.first)
         return placed(view, xp.maximum(share, xp.full_like(share, self.last)))
-
-    def _inner(self, view: CacheView, last: Array, step: Step) -> KeepMask:
-        """The valid rows between the first and the last ones, bool [B, H, S]."""
-        xp, rank = view.xp, step.ops.arrival_rank(view)
-        begun = (rank >= self.first) & view.valid if self.first else view.valid
-        if isinstance(last, int) and last == 0:
-            return begun
-        end = last if isinstance(last, int) else last[..., None]
-        return begun & (rank < _number(view.valid, xp)[..., None] - end)
 
     def _text(self, view: CacheView, step: Step) -> tuple[KeepMask, Array]:
         """Text rows of batch rows that hold an image, or did, bool [B, H, S]; and which did, [B, H]."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from ..._check import check_count
+from ..._ends import between
 from ..._protocols import Assigner
 from ..._repr import constructor_repr
 from ..._types import Assignment, Scored, Selection, Step
@@ -44,9 +45,7 @@ class NearestPosition(Assigner):
         view, xp = scored.view, scored.view.xp
         anchors = selection.keep
         if self.first or self.last:
-            rank = step.ops.arrival_rank(view)
-            held = xp.sum(view.valid, axis=-1, keepdims=True, dtype=xp.int64)
-            anchors = anchors & (rank >= self.first) & (rank < held - self.last)
+            anchors = anchors & between(view, step.ops.arrival_rank(view), self.first, self.last)
         near = step.ops.nearest_position(view, anchors)
         leaves = view.valid & ~selection.keep
         return Assignment(xp.where(leaves, near, -1)[..., None])
