@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 
 POINTERS = {
     **dict.fromkeys("sees arrival latest least marked most order total asking anchors asked offered".split(), "*i32"),
-    **dict.fromkeys("lowest highest takers".split(), "*i32"),
+    **dict.fromkeys("lowest highest takers following".split(), "*i32"),
     **dict.fromkeys("positions last into earliest arrivals".split(), "*i64"),
     **dict.fromkeys("valid counted mask taken".split(), "*i1"),
     **dict.fromkeys("bias sinks weights sums out inverse similarity weight own key_scale value_scale".split(), "*fp32"),
@@ -36,7 +36,7 @@ VECTORS = ["queries", "keys", "values", "out_keys", "out_values"]
 EVEN = "q_batch q_head q_row k_batch k_head k_row v_batch v_head v_row".split()
 
 
-def check(kernel, dtype="bf16", warps=4, stages=2, numbers=("rows",), spills=0, **fixed):
+def check(kernel, dtype="bf16", warps=4, stages=2, numbers=("rows",), spills=0, registers=None, **fixed):
     types = {**POINTERS, **dict.fromkeys(VECTORS, "*" + dtype), **dict.fromkeys(numbers, "i32")}
     fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
     signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in kernel.arg_names}
@@ -47,7 +47,7 @@ def check(kernel, dtype="bf16", warps=4, stages=2, numbers=("rows",), spills=0, 
     made = compile(
         ASTSource(kernel, signature, fixed, attributes),
         target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": warps, "num_stages": stages},
+        options={"num_warps": warps, "num_stages": stages, "maxnreg": registers},
     )
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(made.asm["ptx"])
@@ -77,27 +77,32 @@ check(column_sums, "fp32", numbers=("total", "rows"), **{**own, "NATURAL": True}
 """
 
 FOLD = """
-from kvpolicy.backends._triton_fold import FOLDING, FOLDINGS, fold, fold_columns, rank, survey
+from kvpolicy.backends._triton_columns import fold_columns
+from kvpolicy.backends._triton_fold import FOLDING, FOLDINGS, fold
+from kvpolicy.backends._triton_lists import rank, survey
 
 size = FOLDINGS[FOLDING]
 lists = dict(numbers=("total", "rows"), HEADS=6, CHUNK=size.chunk, WIDE=64)
-check(rank, FEW=16, **{**lists, "numbers": ("rows",)})
-check(rank, FEW=16, arrivals=None, taken=None, **{**lists, "numbers": ("rows",)})
+check(rank, FEW=4, **{**lists, "numbers": ("rows",)})
+check(rank, FEW=4, arrivals=None, taken=None, **{**lists, "numbers": ("rows",)})
 shape = dict(DIM=128, BLOCK_D=128, VALUE_DIM=128, BLOCK_V=128, k_column=1, v_column=1, BLOCK=size.survivors, **lists)
-nothing = "into weight own keys values least most lowest highest takers key_sums value_sums key_scale value_scale"
-check(survey, TARGETS=1, CROWD=size.crowd, CROWDS=0, FEW=8, **shape, **dict.fromkeys(nothing.split()))
-crowds = dict(TARGETS=1, CROWD=size.crowd, CROWDS=size.chunk // size.crowd, FEW=8)
-for dtype in ("bf16", "fp32"):
+nothing = "into weight following own keys values least most lowest highest takers key_sums value_sums".split()
+nothing += ["key_scale", "value_scale"]
+check(survey, TARGETS=1, CROWD=size.crowd, CROWDS=0, FEW=8, **shape, **dict.fromkeys(nothing))
+crowds = dict(TARGETS=1, CROWD=size.crowd, CROWDS=size.chunk // size.crowd, FEW=1, GROUPS=size.groups)
+# Where registers are few, numbers that a whole program needs are put aside; what its loops use is not.
+few = dict(MERGE_KEYS=True, warps=size.warps, registers=size.registers, spills=64)
+for dtype, fewest in (("bf16", few), ("fp32", {**few, "registers": None})):
     check(survey, dtype, **shape, **crowds)
-    check(fold, dtype, MERGE_KEYS=True, warps=size.warps, key_scale=None, value_scale=None, **shape, **crowds)
+    check(fold, dtype, key_scale=None, value_scale=None, **fewest, **shape, **crowds)
 # Here the assembler, which may take 255 registers, puts a few numbers aside so that more programs fit.
 for targets in (1, 2):
     other = {**shape, **crowds, "VALUE_DIM": 80, "TARGETS": targets, "CROWDS": targets * crowds["CROWDS"], "spills": 64}
     check(survey, keys=None, key_sums=None, **other)
     check(fold, MERGE_KEYS=True, warps=size.warps, **other)
     check(fold, MERGE_KEYS=False, warps=size.warps, key_sums=None, **other)
-nothing = nothing.replace("keys values", "").split()
-check(fold, MERGE_KEYS=True, warps=size.warps, **shape, **crowds, **dict.fromkeys(nothing))
+nothing = [name for name in nothing if name not in ("keys", "values")]
+check(fold, **few, **shape, **crowds, **dict.fromkeys(nothing))
 POINTERS.update(data=("*fp32", "*i64"), out=("*fp32", "*i64"))
 check(fold_columns, SUMMED=(True, False), TARGETS=2, BLOCK=16, MANY=4, **lists)
 check(fold_columns, SUMMED=(False, False), TARGETS=1, BLOCK=16, MANY=4, into=None, **lists)

@@ -13,8 +13,10 @@ from .._types import CacheView, KeepMask, Plan, Quota, Rows, Scores, Step
 from . import _triton_order as _order
 from ._torch_store import StoredTable, TorchStore
 from ._torch_vectors import Ragged
+from ._triton_columns import fold_columns
 from ._triton_decode import decode_attention, storage_of
-from ._triton_fold import FOLDING, FOLDINGS, Folding, fold, fold_columns, rank, survey
+from ._triton_fold import FOLDING, FOLDINGS, Folding, fold
+from ._triton_lists import rank, survey
 from ._triton_mass import DEFAULT, INTERPRETED, LOG2_E, TILINGS, Tiles, Tiling, column_sums, horizons, log_sum_exp
 from ._triton_nearest import SEARCH, SEARCHES, Search, lengths, nearest
 from ._triton_order import best, nearest_arrival, ranks, sums
@@ -28,6 +30,7 @@ _TINY = torch.finfo(torch.float32).tiny
 _FEW = 64  # queries: for no more, the query heads of a key/value head share a tile
 _INTERPRETED_PROGRAMS = 64  # what the interpreter is to take for a device's fill, so that it splits rows too
 _MOST_SPLITS = 64
+_FULL = 8192  # programs of one warp: enough for a device, twice over
 # Survivors of a program that folds scalars, chunks that it looks into at once, and its warps.
 _COLUMN_BLOCK, _COLUMN_CHUNKS, _COLUMN_WARPS = 16, 1, 1
 
@@ -266,16 +269,19 @@ class TritonBackend(TorchBackend):
             for data in (view.keys, view.values)
         )
         said = (plan.self_weight, plan.key_scale, plan.value_scale)
-        fold[_over(rows, self.folding.survivors), batch * heads](
-            *(view.keys, view.values, stays.order, into, weight),
+        groups = self._groups(batch * heads * rows)
+        fold[_over(rows, self.folding.survivors * groups), batch * heads](
+            *(view.keys, view.values, stays.order, into, weight, stays.following),
             *(None if data is None else data.contiguous() for data in said),
             *(*stays.ranges, stays.takers, stays.key_sums, stays.value_sums, keys, values),
             *(*view.keys.stride(), *view.values.stride(), total, rows, chunks),
-            **self._sizes(view, into),
+            **self._sizes(view, into, few=1),
             MERGE_KEYS=plan.merge_keys,
             BLOCK=self.folding.survivors,
+            GROUPS=groups,
             WIDE=_wide(chunks),
             num_warps=self.folding.warps,
+            maxnreg=self._registers(view),
         )
         whole = tuple(column.data.contiguous() for column in view.columns.values())
         data = tuple(torch.empty(batch, heads, rows, dtype=each.dtype, device=each.device) for each in whole)
@@ -302,7 +308,17 @@ class TritonBackend(TorchBackend):
             num_layers=view.num_layers,
         )
 
-    def _sizes(self, view: CacheView, into: Tensor | None) -> dict[str, int]:
+    def _groups(self, survivors: int) -> int:
+        """How many groups of survivors a program of `fold` takes, so that still every multiprocessor has enough."""
+        programs = _over(survivors, self.folding.survivors) // _FULL
+        return min(self.folding.groups, 1 << max(0, programs.bit_length() - 1))
+
+    def _registers(self, view: CacheView) -> int | None:
+        """Of a thread of `fold`: few, where a row takes few, so that more programs wait for memory side by side."""
+        narrow = max(data.shape[-1] * data.element_size() for data in (view.keys, view.values)) <= 256
+        return self.folding.registers if narrow else None
+
+    def _sizes(self, view: CacheView, into: Tensor | None, *, few: int = 8) -> dict[str, int]:
         """What the compiler is to know of a table, and of what folds in it."""
         chunk, crowd = self.folding.chunk, self.folding.crowd
         targets = 1 if into is None else into.shape[-1]
@@ -315,7 +331,7 @@ class TritonBackend(TorchBackend):
             "BLOCK_D": _tile_of(dims[0]),
             "BLOCK_V": _tile_of(dims[1]),
             "CHUNK": chunk,
-            "FEW": min(chunk, 8),
+            "FEW": min(chunk, few),
             "CROWD": crowd,
             "CROWDS": targets * (chunk // crowd),
         }
@@ -336,13 +352,14 @@ class TritonBackend(TorchBackend):
 
         marked, order, total = made(chunks), made(room), made(1)
         earliest, latest = (made(chunks, dtype=torch.int64) for _ in range(2))
-        positions = valid = weight = keys = values = takers = key_sums = value_sums = None
+        positions = valid = weight = keys = values = following = takers = key_sums = value_sums = None
         ranges: tuple[Tensor | None, ...] = (None, None, None, None)
         if plan is not None:
             positions, valid = made(room, dtype=torch.int64), made(room, dtype=torch.bool)
         if plan is not None and into is not None:
             weight, keys, values = plan.weight, view.keys if plan.merge_keys else None, view.values
             ranges = tuple(made(chunks) for _ in ranges)
+            following = torch.empty(into.shape, dtype=torch.int32, device=mask.device)
             takers = made(sizes["CROWDS"], chunks)
             key_sums, value_sums = (
                 None if data is None else made(sizes["CROWDS"], chunks, data.shape[-1], dtype=torch.float32)
@@ -350,7 +367,7 @@ class TritonBackend(TorchBackend):
             )
         lie = (*mask.stride(), *view.positions.stride())
         survey[grid](
-            *(mask, view.positions, into, weight, keys, values, marked, earliest, latest),
+            *(mask, view.positions, into, weight, keys, values, marked, earliest, latest, following),
             *(*ranges, takers, key_sums, value_sums, *lie, *view.keys.stride(), *view.values.stride(), rows),
             **sizes,
             num_warps=self.folding.lists,
@@ -359,11 +376,11 @@ class TritonBackend(TorchBackend):
             *(mask, view.positions, marked, earliest, latest, order, positions, valid, total, *lie, rows, room),
             HEADS=heads,
             CHUNK=chunk,
-            FEW=min(chunk, 16),
+            FEW=min(chunk, 4),
             WIDE=_wide(chunks),
             num_warps=self.folding.lists,
         )
-        return _Listed(order, total, positions, valid, ranges, takers, key_sums, value_sums)
+        return _Listed(order, total, positions, valid, following, ranges, takers, key_sums, value_sums)
 
     def _column_sums(
         self,
@@ -481,12 +498,13 @@ def _lie(storage: Tensor) -> tuple[int, int, int]:
 
 
 class _Listed(NamedTuple):
-    """Marked rows of each head; see `_triton_fold.survey` and `_triton_fold.rank`."""
+    """Marked rows of each head; see `_triton_lists.survey` and `_triton_lists.rank`."""
 
     order: Tensor
     total: Tensor
     positions: Tensor | None
     valid: Tensor | None
+    following: Tensor | None
     ranges: tuple[Tensor | None, ...]  # least, most, lowest and highest
     takers: Tensor | None
     key_sums: Tensor | None
