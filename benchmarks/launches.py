@@ -10,23 +10,21 @@ torch backend.
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.caches import POLICIES, Make, dynamic, policed
 from benchmarks.decoding import NOISE, distance, teacher_forced
 from benchmarks.models import LLAVA, SMALL, prompt, random_model
 from benchmarks.prefill import LOGITS
+from benchmarks.profiled import launched, most
 from benchmarks.suite import Hold, Suite
 
 PROMPTS = {False: (1024, 4096), True: (40,)}
 BATCH, HELD = {False: 16, True: 2}, {False: 1024, True: 40}  # of the decode step
 SHOWN = 8  # kernels that take most of the device's time
-OF_TORCH = ("aten::", "Memcpy", "Memset")
 
 
 class Launches:
@@ -82,31 +80,15 @@ class Launches:
 
     def looked_at(self, once: Callable[[], object]) -> dict[str, Any]:
         """The time of a pass, and under the profiler its launches and what they take on the device."""
-        cuda = self.suite.device.type == "cuda"
         times = self.suite.timed(lambda _: once(), [None], fewest=5, most=20)
-        with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as seen:
-            once()
-            if cuda:
-                torch.cuda.synchronize()
-        kernels = [
-            (event.name, float(event.device_time if cuda else event.self_cpu_time_total)) for event in _work(seen, cuda)
-        ]
-        taken: Counter[str] = Counter()
-        for label, microseconds in kernels:
-            taken[label[:80]] += microseconds
+        kernels = launched(once, self.suite.device)
         return {
             "ms": times,
             "launches": len(kernels),
             "launches_a_layer": len(kernels) / self.shape.layers,
-            "device_ms": sum(taken.values()) / 1000,
-            "most": [[label, microseconds / 1000] for label, microseconds in taken.most_common(SHOWN)],
+            "device_ms": sum(microseconds for _, microseconds in kernels) / 1000,
+            "most": most(kernels, SHOWN),
         }
-
-
-def _work(seen: Any, cuda: bool) -> list[Any]:
-    """What ran on the device; on a CPU, the operators."""
-    kind = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
-    return [event for event in seen.events() if event.device_type == kind and (cuda or event.name.startswith(OF_TORCH))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -47,9 +47,10 @@ process.
 
 
 def load(folder: Path = RESULTS) -> Found:
-    """What is in the files that are there: SUITE.json, and SUITE-more.json of further processes with other arms.
+    """What is in the files that are there: SUITE.json, and SUITE-more.json of further processes.
 
-    Every arm was written when it was through, so what a run that was cut off had come to is as good as any.
+    Every arm was written when it was through, so what a run that was cut off had come to is as good as any. An arm that
+    a further process ran again is the further one's.
 
     Raises:
         ValueError: if one is of a trial at tiny sizes.
@@ -61,9 +62,16 @@ def load(folder: Path = RESULTS) -> Found:
             if ran["small"]:
                 raise ValueError(f"{file} is no result: it was made with --small.")
             whole = found.setdefault(suite, {**ran, "arms": [], "processes": []})
-            whole["arms"] += ran["arms"]
+            again = {_identity(arm) for arm in ran["arms"]}
+            whole["arms"] = [arm for arm in whole["arms"] if _identity(arm) not in again] + ran["arms"]
             whole["processes"].append(ran)
     return found
+
+
+def _identity(arm: Arm) -> str:
+    """Its case and its name: what stands before its results."""
+    keys = list(arm)
+    return json.dumps({key: arm[key] for key in keys[: keys.index("arm") + 1]}, sort_keys=True)
 
 
 def rendered(found: Found) -> str:
@@ -221,7 +229,22 @@ def launches(found: Found) -> str:
         "time, the pass waits for the host.\n"
     )
     head = ["pass", "launches a layer", "device, ms", "time, ms", "device busy"]
-    return section("Where the time goes", about, table(head, rows)) if rows else ""
+    return section("Where the time goes", about, table(head, rows), *_device_alone(timed)) if rows else ""
+
+
+def _device_alone(timed: list[Arm]) -> list[str]:
+    """What a policy costs where the host is fast enough."""
+    plain = {(arm["pass"], arm["prompt"]): arm["device_ms"] for arm in timed if arm["arm"] == "DynamicCache"}
+    lines = [
+        f"- `{arm['arm']}`, {arm['pass']} of {arm['prompt']:,}: {arm['device_ms'] / whole:.2f}x"
+        for arm in timed
+        if arm["arm"] != "DynamicCache" and (whole := plain.get((arm["pass"], arm["prompt"])))
+    ]
+    about = (
+        "The device's time alone, against the plain cache's: what a policy costs where the host is fast enough, or "
+        "where steps are compiled.\n"
+    )
+    return [about, "\n".join(lines) + "\n"] if lines else []
 
 
 def throughput(found: Found) -> str:
@@ -293,8 +316,10 @@ def capacity(found: Found) -> str:
             escaped(arm["arm"]),
             f"{arm['batch']}",
             format_bytes(arm["kv_bytes"]),
-            format_bytes(arm["prefill_peak_bytes"]),
-            format_bytes(arm["decode_peak_bytes"]),
+            *(
+                format_bytes(arm[what] / arm["batch"])
+                for what in ("kv_bytes", "prefill_peak_bytes", "decode_peak_bytes")
+            ),
         ]
         for arm in ran
     ]
@@ -306,8 +331,12 @@ def capacity(found: Found) -> str:
         "Capacity",
         f"The largest batch that fits at {case['prompt']:,} + {case['most'] - case['prompt']:,} tokens, the peak of "
         f"the prompt included, in {'all of the memory' if memory is None else f'{memory:g} GiB'}; weights take "
-        f"{format_bytes(case['weight_bytes'])} of it. Peaks are beyond the weights.\n",
-        table(["arm", "batch", "K/V in the end", "peak of the prompt", "peak of decoding"], rows),
+        f"{format_bytes(case['weight_bytes'])} of it. Peaks are beyond the weights. What the model itself needs for the "
+        f"activations of a prompt is the same for each request, whatever its cache.\n",
+        table(
+            ["arm", "batch", "K/V", "K/V a request", "peak of the prompt, a request", "peak of decoding, a request"],
+            rows,
+        ),
     )
 
 

@@ -155,13 +155,11 @@ def attend(
         seen = exists
         if visible is not None:
             seen = tl.load(visible + slot * s_row, mask=exists, other=0).to(tl.int1)
-        # Hidden rows are read, too, and then selected away: a load that waits for the mask waits twice for the memory.
-        value = _tile(values, first, v_row, v_column, exists, VALUE_DIM, BLOCK_S, BLOCK_V)
-        if visible is not None:
-            value = tl.where(seen[:, None], value, tl.zeros_like(value))
+        # Hidden rows are not read: on an H200 it took longer to read them and to select them away.
+        value = _tile(values, first, v_row, v_column, seen, VALUE_DIM, BLOCK_S, BLOCK_V)
         more = tl.zeros([BLOCK_S], tl.float32)
         if bias is not None:
-            more = tl.load(bias + slot * b_row, mask=exists, other=0.0) * _LOG2_E
+            more = tl.load(bias + slot * b_row, mask=seen, other=0.0) * _LOG2_E
         if BLOCK_G == 1:
             found = _capped(tl.sum(key.to(tl.float32) * asked[None, :], 1), scale, softcap) + more
             found = tl.where(seen, found, float("-inf"))
