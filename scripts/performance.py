@@ -331,8 +331,8 @@ def capacity(found: Found) -> str:
         "Capacity",
         f"The largest batch that fits at {case['prompt']:,} + {case['most'] - case['prompt']:,} tokens, the peak of "
         f"the prompt included, in {'all of the memory' if memory is None else f'{memory:g} GiB'}; weights take "
-        f"{format_bytes(case['weight_bytes'])} of it. Peaks are beyond the weights. What the model itself needs for the "
-        f"activations of a prompt is the same for each request, whatever its cache.\n",
+        f"{format_bytes(case['weight_bytes'])} of it. Peaks are beyond the weights. What the model "
+        f"itself needs for the activations of a prompt is the same for each request, whatever its cache.\n",
         table(
             ["arm", "batch", "K/V", "K/V a request", "peak of the prompt, a request", "peak of decoding, a request"],
             rows,
