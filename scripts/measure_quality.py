@@ -96,6 +96,14 @@ RUNS = {
         32,
         2,
     ),
+    # Debian's package jargon-text, in the public domain.
+    "smollm2-jargon": Run(
+        "smollm2",
+        ("scripts.jargon:jargon",),
+        ((WINDOWED, (0.5, 0.2)),),
+        24,
+        0,
+    ),
     "smollm2-needle": Run("smollm2", ("needle-512", "needle-1k"), ((WINDOWED, (0.5, 0.2)),), 16, 0),
     "demo-own": Run("demo", None, ((None, (0.2,)), (own, (0.2,))), 96, 0, seed=101),
     "demo": Run("demo", None, ((None, (0.5, 0.3, 0.2, 0.1)), (ABLATED, (0.5, 0.2))), 48, 4),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,14 @@ def test_windows_of_text_do_not_overlap_and_follow_each_other(tmp_path: Path) ->
     assert sorted(starts) == [0, 16, 32, 48, 64, 80]
     with pytest.raises(EvaluationError, match="has 6 windows of 16 tokens, and 7 samples are asked for"):
         Continuation(str(tmp_path / "text.txt.gz"), prompt=12, score_tokens=4).samples(READER, 7, 0)
+
+
+def test_windows_of_a_text_that_stand_near_each_other_are_one_group(tmp_path: Path) -> None:
+    words = " ".join(str(n) for n in range(20 * 8))
+    (tmp_path / "two.txt").write_text(f"{words}\n\n\n{words}", encoding="utf-8")
+    samples = Continuation(str(tmp_path / "two.txt"), prompt=6, score_tokens=2).samples(READER, 40, 0)
+    groups = Counter(sample.group for sample in samples)
+    assert groups == {f"two.txt:{text}/{part}": 8 if part < 2 else 4 for text in (0, 1) for part in (0, 1, 2)}
 
 
 @pytest.mark.parametrize("length", [256, 1024])

@@ -17,6 +17,8 @@ from ..task import Sample
 
 __all__ = ["Continuation", "texts_of"]
 
+SECTION = 8  # windows of a text that count as one group: what stands near each other speaks of the same thing
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Continuation:
         return "likelihood"
 
     def samples(self, subject: Subject, count: int, seed: int, /) -> Sequence[Sample]:
-        """Windows of text that do not overlap, in an order drawn by the seed; those of one topic are one group.
+        """Windows of text that do not overlap, in an order drawn by the seed; near ones of one text are one group.
 
         Raises:
             EvaluationError: if the text has not so many windows, or cannot be read.
@@ -56,7 +58,8 @@ class Continuation:
         windows = []
         for name, text in texts_of(self.source):
             ids = subject.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-            windows += [(name, ids[start : start + length]) for start in range(0, len(ids) - length + 1, length)]
+            starts = range(0, len(ids) - length + 1, length)
+            windows += [(f"{name}/{n // SECTION}", ids[start : start + length]) for n, start in enumerate(starts)]
         if len(windows) < count:
             raise EvaluationError(
                 f"{self!r} has {len(windows)} windows of {length} tokens, and {count} samples are asked for. "
