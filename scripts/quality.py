@@ -50,8 +50,8 @@ TITLES = {
 OWN = "composition"  # what `kvpolicy tune` found
 FOUND = """\
 `kvpolicy tune demo --keep 0.2 --answered 400 --samples 12 --trials 100` searched the parts on this model and its tasks
-([how](evaluate.md#search-for-a-better-one)), and found [a composition](results/quality/composition.json) that
-`kvpolicy.from_json` loads:
+([how](evaluate.md#search-for-a-better-one)), and found what is in `docs/results/quality/composition.json`, for
+`kvpolicy.from_json`:
 
 ```text
 %s
@@ -129,7 +129,11 @@ def rendered(found: Mapping[str, Run]) -> str:
             provenance(name, run),
             f"![Quality against bytes](assets/quality/{name}.png)\n",
         ]
-        parts += own(run, summary) if OWN in run.rows["policy"] else [orderings(run), *tables(summary)]
+        parts += (
+            own(run, summary)
+            if OWN in run.rows["policy"]
+            else [*(orderings(run, by) for by in MEASURES), *tables(summary)]
+        )
     return "\n".join(parts)
 
 
@@ -144,8 +148,37 @@ def provenance(name: str, run: Run) -> str:
     )
 
 
-def orderings(run: Run) -> str:
+@dataclass(frozen=True)
+class Measure:
+    """What an ordering goes by.
+
+    Attributes:
+        title: of its table.
+        column: of the rows.
+        about: what it is.
+    """
+
+    title: str
+    column: str
+    about: str
+
+
+MEASURES = (
+    Measure("Published orderings, measured again", "quality", ""),
+    Measure(
+        "The same by ROUGE-L",
+        "rouge",
+        "ROUGE-L of what is answered against what the model itself answers with the full cache, right or wrong: the "
+        "protocol of Elastic Cache. Answers here are short, so that it says less than for long descriptions.\n",
+    ),
+)
+
+
+def orderings(run: Run, measure: Measure = MEASURES[0]) -> str:
     """Whether published orderings hold here."""
+    if run.rows[measure.column].null_count() == len(run.rows):
+        return ""
+    run = Run(run.rows.with_columns(quality=pl.col(measure.column)), run.about)
     budgets: dict[str, set[float]] = {}
     for policy, keep in run.rows.select("policy", "keep").unique().rows():
         budgets.setdefault(policy, set()).add(keep)
@@ -159,9 +192,10 @@ def orderings(run: Run) -> str:
     if not lines:
         return ""
     head = (
-        "| what is published | | difference in quality at each budget [95%], and whether it holds here |\n|---|---|---|"
+        f"| what is published | | difference in {measure.column} at each budget [95%], and whether it holds here |\n"
+        f"|---|---|---|"
     )
-    return "\n".join(["### Published orderings, measured again\n", head, *lines]) + "\n"
+    return "\n".join([f"### {measure.title}\n", measure.about, head, *lines]) + "\n"
 
 
 VERDICTS = {"better": "holds", "worse": "**reversed**", "undecided": "undecided"}

@@ -49,3 +49,13 @@ def test_a_claim_holds_or_not_by_the_interval(quality: ModuleType) -> None:
     assert h2o.endswith("| 0.2: -0.200 [-0.200, -0.200], **reversed** |")
     assert local.endswith("| 0.2: +0.100 [+0.100, +0.100], holds |")
     assert quality.orderings(quality.Run(rows.filter(pl.col("policy") != "elastic_cache"), about)) == ""
+
+
+def test_an_ordering_by_rouge_goes_by_rouge(quality: ModuleType) -> None:
+    about = {"date": "2026-01-01"}
+    rows = rows_of(quality, elastic_cache=0.4, h2o=0.6)
+    by_rouge = quality.MEASURES[1]
+    assert quality.orderings(quality.Run(rows.with_columns(rouge=pl.lit(None, pl.Float64)), about), by_rouge) == ""
+    other = rows.with_columns(rouge=1 - pl.col("quality"))
+    (line,) = (x for x in quality.orderings(quality.Run(other, about), by_rouge).splitlines() if "`h2o`" in x)
+    assert line.endswith("| 0.2: +0.200 [+0.200, +0.200], holds |")
