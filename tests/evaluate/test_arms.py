@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from of_mine import ROWS, LoudValues
@@ -48,6 +49,24 @@ def test_a_function_of_the_budget_makes_a_policy() -> None:
     assert arms_of(["of_mine:half_of_h2o(keep=0.4)"], [0.9])[1].keep is None
 
 
+def test_policies_by_labels_of_ones_own() -> None:
+    half = {"loud": LoudValues(power=2.0), "class": LoudValues, "made": lambda keep: kvpolicy.h2o(keep=keep / 2)}
+    loud, plain = (arms_of([f"of_mine:LoudValues(power={power})"], [0.4])[1].policy for power in (2.0, 1.0))
+    assert arms_of({**half, "own": ROWS, "name": "tova"}, [0.4]) == (
+        FULL,
+        Arm("loud", 0.4, loud),
+        Arm("class", 0.4, plain),
+        Arm("made", 0.4, kvpolicy.h2o(keep=0.2)),
+        Arm("own", None, ROWS),
+        Arm("name", 0.4, kvpolicy.tova(keep=0.4)),
+    )
+
+
+def test_arms_stay_what_they_are_beside_names() -> None:
+    arm = Arm("h2o", 0.3, kvpolicy.h2o(keep=0.3))
+    assert arms_of([arm, FULL, "tova"], [0.5]) == (FULL, arm, Arm("tova", 0.5, kvpolicy.tova(keep=0.5)))
+
+
 @pytest.mark.parametrize(("ending", "write"), [("json", kvpolicy.to_json), ("toml", kvpolicy.to_toml)])
 def test_a_file_of_a_policy(tmp_path: Path, ending: str, write: object) -> None:
     file = tmp_path / f"tuned.{ending}"
@@ -59,8 +78,10 @@ def test_a_file_of_a_policy(tmp_path: Path, ending: str, write: object) -> None:
     ("targets", "keeps", "error", "words"),
     [
         (["h2o"], [], EvaluationError, "keeps is empty"),
-        (["h2o"], [0.5, 0.5], EvaluationError, r"keeps: \[0.5, 0.5\] names one twice"),
-        (["h2o", "h2o"], [0.5], EvaluationError, "names one twice"),
+        (["h2o"], [0.5, 0.5], EvaluationError, r"keeps: \[0.5, 0.5\] has 0.5 twice"),
+        (["h2o", "h2o"], [0.5], EvaluationError, "has 'h2o' twice"),
+        ([LoudValues()], [0.5], EvaluationError, "has no label"),
+        ({"mine": [1]}, [0.5], EvaluationError, "policy 'mine' is a list, neither a policy nor a scorer"),
         (["h2o"], [1.5], PolicyError, "1.5"),
         (["h20"], [0.5], PolicyError, "no recipe 'h20'"),
         (["nowhere.json"], [0.5], EvaluationError, "nowhere.json"),
@@ -69,7 +90,7 @@ def test_a_file_of_a_policy(tmp_path: Path, ending: str, write: object) -> None:
         (["no_such_module:It"], [0.5], PolicyError, "no module 'no_such_module'"),
     ],
 )
-def test_what_is_no_policy(targets: list[str], keeps: list[float], error: type[Exception], words: str) -> None:
+def test_what_is_no_policy(targets: Any, keeps: list[float], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         arms_of(targets, keeps)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,62 +45,81 @@ class Arm:
 FULL = Arm("full", 1.0, full())
 
 
-def arms_of(targets: Sequence[str] | None, keeps: Sequence[float]) -> tuple[Arm, ...]:
-    """The arms that a command line names, the full cache first.
+def arms_of(policies: Sequence[str | Arm] | Mapping[str, object] | None, keeps: Sequence[float]) -> tuple[Arm, ...]:
+    """Policies at budgets, the full cache first.
 
     Args:
-        targets: recipes (``"h2o"``, ``"elastic_cache(last=8)"``); files of policies (``"tuned.json"``,
-            ``"mine.toml"``); ``"module:Name"`` of a policy, of a function of ``keep`` that makes one, or of a scorer:
-            with half of its rows the recent ones, in the prompt and while decoding. None: every recipe that needs no
-            more than a budget.
-        keeps: the budgets, shares in (0, 1]. A target that names its own is one arm.
+        policies: names, as a command line has them: recipes (``"h2o"``, ``"elastic_cache(last=8)"``); files of policies
+            (``"tuned.json"``, ``"mine.toml"``); ``"module:Name"``. Or what they name, by labels of your own: a policy;
+            a function of ``keep`` that makes one; a scorer, with half of its rows the recent ones, in the prompt and
+            while decoding; or again a name. Arms stay what they are. None: every recipe that needs no more than a
+            budget.
+        keeps: the budgets, shares in (0, 1]. A policy that names its own is one arm.
 
     Raises:
         PolicyError: for a name that is not there, arguments that it refuses, a budget out of range.
-        EvaluationError: if there is no budget, one is given twice, or two targets have one name.
+        EvaluationError: if there is no budget, one is given twice, two policies have one label, or one is none.
     """
     if not keeps:
         raise EvaluationError("keeps is empty: there is no budget to evaluate at. Hint: keeps=[0.5, 0.2].")
     for keep in keeps:
         KeepRatio(keep)
-    named = list(targets) if targets is not None else [name for name in catalogue(keep=keeps[0]) if name != "full"]
-    for what, values in (("targets", named), ("keeps", list(keeps))):
-        if len(set(values)) < len(values):
-            raise EvaluationError(f"{what}: {values} names one twice.")
-    labels = [_label(target) for target in named]
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise EvaluationError(f"targets: {named} name {twice[0]!r} twice. Hint: other names of files or functions.")
+    if policies is None:
+        policies = [name for name in catalogue(keep=keeps[0]) if name != "full"]
+    asked = list(policies.items()) if isinstance(policies, Mapping) else [(_label(one), one) for one in policies]
+    given: list[object] = [target for _, target in asked]
+    budgets: list[object] = list(keeps)
+    for what, values in (("policies", given), ("keeps", budgets)):
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise EvaluationError(f"{what}: {values} has {twice[0]!r} twice.")
+    labels = [label for label, target in asked if not isinstance(target, Arm)]
+    if same := [label for label in labels if labels.count(label) > 1]:
+        raise EvaluationError(f"policies: {given} name {same[0]!r} twice. Hint: other names of files or functions.")
     arms = [FULL]
-    for target, label in zip(named, labels, strict=True):
-        if target == "full":
-            continue
-        made = [_policy(target, keep) for keep in keeps]
-        if made[0] == _policy(target, _OTHER):
-            arms.append(Arm(label, None, made[0]))
-        else:
-            arms += [Arm(label, keep, policy) for keep, policy in zip(keeps, made, strict=True)]
+    for label, target in asked:
+        arms += [arm for arm in _at(label, target, keeps) if arm != FULL]
     return tuple(arms)
 
 
-def _label(target: str) -> str:
+def _at(label: str, target: object, keeps: Sequence[float]) -> list[Arm]:
+    """One policy at every budget, or at its own."""
+    if isinstance(target, Arm):
+        return [target]
+    if target == "full":
+        return [FULL]
+    made = [_policy(label, target, keep) for keep in keeps]
+    if made[0] == _policy(label, target, _OTHER):
+        return [Arm(label, None, made[0])]
+    return [Arm(label, keep, policy) for keep, policy in zip(keeps, made, strict=True)]
+
+
+def _label(target: object) -> str:
+    if isinstance(target, Arm):
+        return target.label
+    if not isinstance(target, str):
+        raise EvaluationError(f"policies: {target!r} has no label. Hint: policies={{'mine': {target!r}}} gives it one.")
     return Path(target).stem if _is_file(target) else target.partition(":")[2] or target
 
 
-def _policy(target: str, keep: float) -> Policy:
-    if _is_file(target):
+def _policy(label: str, target: object, keep: float) -> Policy:
+    if isinstance(target, str) and _is_file(target):
         try:
             text = Path(target).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise EvaluationError(f"policy {target!r} cannot be read: {error}.") from error
         return from_json(text) if target.endswith(".json") else from_toml(text)
-    made: Any = from_target(target, keep=keep)
-    if isinstance(made, Policy):
-        return made
+    made: Any = from_target(target, keep=keep) if isinstance(target, str) else target
+    if isinstance(made, type):
+        made = made()
     if callable(getattr(made, "score", None)):
         pipeline = Pipeline(schedule=KeepRatio(keep), score=made, select=TopK(recent=RECENT))
         return Policy(prefill=pipeline, decode=pipeline)
+    if callable(made):
+        made = made(keep=keep)
+    if isinstance(made, Policy):
+        return made
     raise EvaluationError(
-        f"policy {target!r} is a {type(made).__name__}, neither a policy nor a scorer. "
+        f"policy {label!r} is a {type(made).__name__}, neither a policy nor a scorer. "
         f"Hint: a function of keep that makes the policy."
     )
 

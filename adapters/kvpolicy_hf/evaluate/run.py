@@ -11,7 +11,7 @@ import polars as pl
 
 from ..loading import load_model
 from ..switch import enable, is_enabled
-from .arms import FULL, Arm, arms_of
+from .arms import Arm, arms_of
 from .batch import Batch
 from .columns import frame_of
 from .conditions import conditions, hold_to
@@ -44,7 +44,7 @@ def evaluate(
     model: Any,
     *,
     tasks: Sequence[str] | Mapping[str, Task] | None = None,
-    policies: Sequence[str] | Sequence[Arm] | None = None,
+    policies: Sequence[str | Arm] | Mapping[str, object] | None = None,
     keeps: Sequence[float] = (0.5, 0.2),
     samples: int = 48,
     batch: int = 16,
@@ -61,7 +61,7 @@ def evaluate(
     Args:
         model: a folder, a hub id, a name of `kvpolicy_hf.loading.BUNDLED`, or a `Subject`.
         tasks: names of `TASKS`, ``"module:Name"``, or tasks by name; None: those that are made for the model.
-        policies: what `arms_of` takes, or arms; None: every recipe that needs no more than a budget.
+        policies: what `arms_of` takes; None: every recipe that needs no more than a budget.
         keeps: the budgets, shares of the cache in (0, 1].
         samples: of each task.
         batch: samples that go through the model together. Another number rounds otherwise: it is another run.
@@ -84,7 +84,7 @@ def evaluate(
     ):
         if type(value) is not int or value < least:
             raise EvaluationError(f"evaluate({name}={value!r}): {name} must be an integer >= {least}.")
-    arms = _arms(policies, keeps)
+    arms = arms_of(policies, keeps)
     processes = Processes()
     subject = model if isinstance(model, Subject) else subject_of(model)
     named = tasks_of(tasks, subject)
@@ -115,15 +115,6 @@ def subject_of(model: str | Path) -> Subject:
     if not is_enabled(loaded):
         enable(loaded)
     return Subject(loaded, processor, Path(str(model)).name)
-
-
-def _arms(policies: Sequence[str] | Sequence[Arm] | None, keeps: Sequence[float]) -> tuple[Arm, ...]:
-    given = [arm for arm in policies or () if isinstance(arm, Arm)]
-    if policies is None or not given:
-        return arms_of(None if policies is None else [str(one) for one in policies], keeps)
-    if len(given) < len(policies or ()):
-        raise EvaluationError(f"policies: {policies!r} mixes arms with names. Hint: arms_of(names, keeps) gives arms.")
-    return (FULL, *(arm for arm in given if arm != FULL))
 
 
 def _collected(batches: Sequence[Batch], arms: Sequence[Arm], ledger: Ledger, about: Mapping[str, str]) -> Evaluation:
