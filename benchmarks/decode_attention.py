@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.decoding import distance
 from benchmarks.models import LLAMA, LLAVA, QWEN, SMALL, Shape
 from benchmarks.suite import Hold, Suite
-from kvpolicy.backends._triton_decode import decode_attention
+from kvpolicy.backends.triton.decode import decode_attention
 
 __all__ = ["decode_attention_arms"]
 

@@ -99,11 +99,14 @@ def test_the_backend_attends_as_softmax_does() -> None:
 
 
 def test_tiles_go_by_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    triton = pytest.importorskip("kvpolicy.backends.triton")
-    wide, narrow = (triton._tiling(dim, torch.bfloat16, 999) for dim in (256, 128))
+    pytest.importorskip("triton")
+    from kvpolicy.backends.triton import SEARCHES, TILINGS, backend, launch, mass
+    from kvpolicy.backends.triton.kernels.nearest import SEARCH
+
+    wide, narrow = (mass._tiling(dim, torch.bfloat16, 999) for dim in (256, 128))
     assert wide[0].queries < narrow[0].queries
-    assert triton._tiling(128, torch.bfloat16, 32) == triton.TILINGS["64x64, 4 warps"]
-    assert triton._search(torch.bfloat16) == triton.SEARCHES[triton.SEARCH]
-    assert triton._tiling(256, torch.float32, 99)[0].queries < triton._tiling(64, torch.float32, 99)[0].queries
+    assert mass._tiling(128, torch.bfloat16, 32) == TILINGS["64x64, 4 warps"]
+    assert backend._search(torch.bfloat16) == SEARCHES[SEARCH]
+    assert mass._tiling(256, torch.float32, 99)[0].queries < mass._tiling(64, torch.float32, 99)[0].queries
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=7))
-    assert triton._programs(torch.device("cuda")) == 14
+    assert launch.programs(torch.device("cuda")) == 14

@@ -25,9 +25,9 @@ from kvpolicy.backends.torch import TorchBackend
 
 pytest.importorskip("triton")
 
-from kvpolicy.backends import triton as launcher
-from kvpolicy.backends._triton_mass import Tiles, Tiling
-from kvpolicy.backends.triton import TILINGS, TritonBackend
+from kvpolicy.backends.triton import TILINGS, TritonBackend, mass
+from kvpolicy.backends.triton import backend as launcher
+from kvpolicy.backends.triton.kernels.mass import Tiles, Tiling
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = TritonBackend(tiling=Tiling(Tiles(16, 16, 4, 2), Tiles(16, 16, 4, 2)))
@@ -225,14 +225,14 @@ def test_every_tile_gives_the_same(tiling: Tiling | None) -> None:
 @pytest.mark.parametrize("name", ["a prompt", "counts", "weights"])
 def test_query_heads_that_share_no_tile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = scene(**SCENES[name])
-    monkeypatch.setattr(launcher, "_FEW", 0)
+    monkeypatch.setattr(launcher, "FEW", 0)
     np.testing.assert_allclose(made.mass().numpy(), made.due(), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("programs", [1, 1000])
 def test_rows_that_are_split_among_programs_or_not(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made = scene(order="anywhere", queries=3, sinks=True, rows=70)
-    monkeypatch.setattr(launcher, "_programs", lambda device: programs)
+    monkeypatch.setattr(mass, "programs", lambda device: programs)
     np.testing.assert_allclose(made.mass().numpy(), made.due(), rtol=0, atol=2e-5)
 
 
@@ -303,7 +303,7 @@ def test_nobody_imports_it_unasked() -> None:
 
 
 def test_without_triton_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("kvpolicy.backends.triton", "kvpolicy.backends._triton_mass"):
+    for name in [name for name in sys.modules if name.startswith("kvpolicy.backends.triton")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(BackendUnavailableError, match=r"needs triton.*pip install .kvpolicy\[triton\]"):

@@ -59,7 +59,7 @@ def check(kernel, dtype="bf16", warps=4, stages=2, numbers=("rows",), spills=0, 
 """
 
 MASS = """
-from kvpolicy.backends._triton_mass import DEFAULT, TILINGS, column_sums, horizons, log_sum_exp
+from kvpolicy.backends.triton.kernels.mass import DEFAULT, TILINGS, column_sums, horizons, log_sum_exp
 
 ALONE = dict(HEADS=6, GROUPS=1, STACK=1, SPLITS=1, NATURAL=False, DIM=128, BLOCK_D=128, q_column=1, k_column=1)
 PLAIN = dict(bias=None, sinks=None, weights=None, softcap=None, FOLDED=True)
@@ -77,9 +77,9 @@ check(column_sums, "fp32", numbers=("total", "rows"), **{**own, "NATURAL": True}
 """
 
 FOLD = """
-from kvpolicy.backends._triton_columns import fold_columns
-from kvpolicy.backends._triton_fold import FOLDING, FOLDINGS, fold
-from kvpolicy.backends._triton_lists import rank, survey
+from kvpolicy.backends.triton.kernels.columns import fold_columns
+from kvpolicy.backends.triton.kernels.fold import FOLDING, FOLDINGS, fold
+from kvpolicy.backends.triton.kernels.lists import rank, survey
 
 size = FOLDINGS[FOLDING]
 lists = dict(numbers=("total", "rows"), HEADS=6, CHUNK=size.chunk, WIDE=64)
@@ -109,7 +109,7 @@ check(fold_columns, SUMMED=(False, False), TARGETS=1, BLOCK=16, MANY=4, into=Non
 """
 
 NEAREST = """
-from kvpolicy.backends._triton_nearest import SEARCH, SEARCHES, lengths, nearest
+from kvpolicy.backends.triton.kernels.nearest import SEARCH, SEARCHES, lengths, nearest
 
 size = SEARCHES[SEARCH]
 head = dict(HEADS=6, DIM=128, BLOCK_D=128, k_column=1)
@@ -119,7 +119,7 @@ check(nearest, "fp32", BLOCK_R=16, BLOCK_A=32, **head)
 """
 
 ORDER = """
-from kvpolicy.backends._triton_order import BLOCK, CHUNK, best, nearest_arrival, ranks, sums
+from kvpolicy.backends.triton.kernels.order import BLOCK, CHUNK, best, nearest_arrival, ranks, sums
 
 size = dict(HEADS=6, BLOCK=BLOCK, CHUNK=CHUNK)
 POINTERS.update(rank="*i64", quota="*i64", protected="*i64", out="*i1", keep="*i1", scores="*fp32")
@@ -133,7 +133,7 @@ check(sums, numbers=("items", "rows"), **size)
 """
 
 PUT = """
-from kvpolicy.backends._triton_put import put
+from kvpolicy.backends.triton.kernels.put import put
 
 POINTERS.update(base="*i64", new_position="*i64", new_valid="*i1", new_keys="*bf16", new_values="*bf16")
 POINTERS.update(columns=("*fp32", "*i64"), new_columns=("*i1", "*i64"))

@@ -21,10 +21,10 @@ from tables import representable
 pytest.importorskip("triton")
 
 from kvpolicy import CacheView, Plan, Rows
-from kvpolicy.backends import _triton_decode as launcher
 from kvpolicy.backends._torch_vectors import Ragged, Window, laid_out
-from kvpolicy.backends._triton_decode import decode_attention, storage_of
 from kvpolicy.backends.torch import TorchBackend
+from kvpolicy.backends.triton import decode as launcher
+from kvpolicy.backends.triton.decode import decode_attention, storage_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Arr = np.ndarray[Any, np.dtype[Any]]
@@ -363,7 +363,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kvpolicy.backends import _triton_decode as launcher
+from kvpolicy.backends.triton import decode as launcher
 
 OPTIONS = ("num_warps", "num_stages")
 

@@ -20,8 +20,8 @@ from kvpolicy.backends.torch import TorchBackend
 
 pytest.importorskip("triton")
 
-from kvpolicy.backends._triton_fold import Folding
 from kvpolicy.backends.triton import TritonBackend
+from kvpolicy.backends.triton.kernels.fold import Folding
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = TritonBackend(folding=Folding(2, 4, 1, crowd=2))

@@ -15,9 +15,9 @@ from kvpolicy.backends.torch import TorchBackend
 
 pytest.importorskip("triton")
 
-from kvpolicy.backends._triton_fold import Folding
-from kvpolicy.backends._triton_nearest import Search
 from kvpolicy.backends.triton import TritonBackend
+from kvpolicy.backends.triton.kernels.fold import Folding
+from kvpolicy.backends.triton.kernels.nearest import Search
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = TritonBackend(folding=Folding(2, 4, 1), search=Search(16, 16, 4, 2))

@@ -18,8 +18,8 @@ from kvpolicy.backends.torch import TorchBackend
 
 pytest.importorskip("triton")
 
-from kvpolicy.backends import _triton_order
 from kvpolicy.backends.triton import TritonBackend
+from kvpolicy.backends.triton.kernels import order
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPS = TritonBackend()
@@ -30,12 +30,12 @@ TABLES = cases(max_rows=20)
 @pytest.fixture(autouse=True)
 def small() -> Iterator[None]:
     """Blocks and chunks so small that a table has several; what kernels do not write is NaN or a number far off."""
-    kept = _triton_order.BLOCK, _triton_order.CHUNK
-    _triton_order.BLOCK, _triton_order.CHUNK = 4, 8
+    kept = order.BLOCK, order.CHUNK
+    order.BLOCK, order.CHUNK = 4, 8
     torch.use_deterministic_algorithms(True)  # fills what `torch.empty` returns
     yield
     torch.use_deterministic_algorithms(False)
-    _triton_order.BLOCK, _triton_order.CHUNK = kept
+    order.BLOCK, order.CHUNK = kept
 
 
 def there(view: CacheView) -> CacheView:
@@ -112,10 +112,9 @@ def test_long_tables_are_left_to_torch(case: Case) -> None:
     keep = in_torch(case.rng.random(case.numpy.shape) < 0.5).to(DEVICE) & view.valid
     index = torch.where(keep, 0, -1)[..., None]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_triton_order, "MOST_COMPARISONS", 0)
-        patch.setattr("kvpolicy.backends.triton.ranks", None)
-        for name in ("best", "nearest_arrival", "sums"):
-            patch.setattr(f"kvpolicy.backends.triton.{name}", None)
+        patch.setattr(order, "MOST_COMPARISONS", 0)
+        for name in ("best", "nearest_arrival", "ranks", "sums"):
+            patch.setattr(order, name, None)
         assert torch.equal(OPS.top_k(scores, quota, view, first=1), dense.top_k(scores, quota, view, first=1))
         assert torch.equal(OPS.arrival_rank(replace(view)), dense.arrival_rank(replace(view)))
         assert torch.equal(OPS.nearest_position(view, keep), dense.nearest_position(view, keep))

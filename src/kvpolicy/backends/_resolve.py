@@ -17,6 +17,9 @@ BACKENDS = {**LIBRARIES, "triton": ("triton", "TritonBackend")}  # this one serv
 def backend_by_name(name: str) -> Backend:
     """The backend called ``name``.
 
+    Args:
+        name: ``"numpy"``, ``"torch"`` or ``"triton"``.
+
     Raises:
         BackendUnavailableError: if there is none of that name, its framework is not installed, or the device that it
             needs is missing; never another one.
@@ -35,6 +38,9 @@ def backend_by_name(name: str) -> Backend:
 
 def backend_for(array: Any) -> Backend:
     """The backend of an array's own type, ``numpy`` or ``torch``.
+
+    Args:
+        array: a `numpy.ndarray` or a `torch.Tensor`; its values are not looked at.
 
     Raises:
         BackendUnavailableError: if no backend serves that type.

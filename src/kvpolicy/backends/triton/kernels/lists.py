@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_rows import rows_of
+from .rows import rows_of
 
 __all__ = ["NONE", "chunks_of", "rank", "survey"]
 

@@ -5,7 +5,7 @@ that share it, with the running maximum of FlashAttention (arXiv 2205.14135, alg
 way, four bytes each, and makes shares of them when the last maximum is known: one launch does it all. Where heads are
 too few for a GPU several programs share one (flash-decoding), and a second kernel brings their parts together.
 
-As in `_triton_mass`, logits are powers of two, and what is hidden is selected away: not even NaN comes through.
+As in `mass`, logits are powers of two, and what is hidden is selected away: not even NaN comes through.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_mass import LOG2_E
+from .mass import LOG2_E
 
 __all__ = ["attend", "bring_together"]
 
@@ -171,7 +171,7 @@ def attend(
             power = power * fade + paid
             summed = summed * fade[:, None] + paid[:, None] * value.to(tl.float32)
         else:
-            # For float32 only, as in `_triton_mass`.
+            # For float32 only, as in `mass`.
             products = tl.dot(asked, tl.trans(key), input_precision="tf32x3")
             found = _capped(products, scale, softcap) + more[None, :]
             found = tl.where(seen[None, :], found, float("-inf"))

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._types import CacheView
-from ._torch_vectors import Window
-from ._triton_decode_kernels import attend, bring_together
-from ._triton_mass import INTERPRETED
+from ..._types import CacheView
+from .._torch_vectors import Window
+from .kernels.decode import attend, bring_together
+from .kernels.mass import INTERPRETED
 
 __all__ = ["decode_attention", "storage_of"]
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from ._triton_lists import NONE, chunks_of
-from ._triton_rows import rows_of
+from .lists import NONE, chunks_of
+from .rows import rows_of
 
 __all__ = ["FOLDING", "FOLDINGS", "Folding", "fold"]
 

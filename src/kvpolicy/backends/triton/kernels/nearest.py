@@ -1,6 +1,6 @@
 """The kernels of `TritonBackend.most_similar`: lengths of keys, then the best anchor of each row, tile by tile.
 
-Rows and anchors come as lists in order of arrival (`_triton_lists.rank`), so that tiles hold nothing else and the first
+Rows and anchors come as lists in order of arrival (`lists.rank`), so that tiles hold nothing else and the first
 of equals is the earliest. A program owns rows and passes over the anchors; in each column of a tile it remembers the
 best cosine so far and which tile that was in, and only at the end compares the columns. No product leaves the chip.
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from ._triton_rows import rows_of
+from .rows import rows_of
 
 __all__ = ["SEARCH", "SEARCHES", "Search", "lengths", "nearest"]
 

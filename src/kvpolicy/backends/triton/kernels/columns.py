@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_lists import NONE, chunks_of
+from .lists import NONE, chunks_of
 
 __all__ = ["fold_columns"]
 

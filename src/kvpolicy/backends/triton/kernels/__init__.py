@@ -1,0 +1,1 @@
+"""Kernels: compiled for a GPU, or run by triton's interpreter."""
