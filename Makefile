@@ -24,16 +24,19 @@ OLDEST_LACKS := \
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-oldest docs wheel-check clean
+.PHONY: help setup browser demo test lint test-newest test-oldest docs dist wheel-check clean
 
 help:
 	@echo "make setup        create $(VENV) and install everything, with the versions in constraints.txt"
 	@echo "make demo         answer questions about pictures under several policies; writes one PNG"
 	@echo "make test         linters, types, docs, the built wheel, then the tests"
 	@echo "make lint         linters, types and docs alone"
+	@echo "make test-newest  the tests alone; make test calls it"
 	@echo "make test-oldest  the adapter's tests on the oldest transformers, in $(OLDEST); make test calls it"
+	@echo "make browser      find the browser that the tests of the documentation drive; as root, install one"
 	@echo "make docs         build the documentation into site/"
-	@echo "make wheel-check  build the wheel and try it in a clean environment"
+	@echo "make dist         build the sdist and the wheel of a release into dist/, twice, and compare"
+	@echo "make wheel-check  try the wheel in a clean environment: WHEEL=dist/..., or one that it builds"
 	@echo "make clean        remove what was built; $(VENV) stays"
 
 setup: $(STAMP)
@@ -56,9 +59,15 @@ demo: setup
 # What one core can do goes two at a time. pytest comes last: its closing line is the result. The core is covered to the
 # last branch by tests/unit and tests/fuzz. Examples are few and the same ones every time; HYPOTHESIS_PROFILE=nightly and
 # --kvpolicy-profile nightly search for longer.
-test: setup
+test: setup browser
 	$(MAKE) --jobs 2 lint wheel-check $(OLDEST_STAMP)
 	$(MAKE) test-oldest
+	$(MAKE) test-newest
+
+browser:
+	scripts/browser.sh
+
+test-newest: setup browser
 	HYPOTHESIS_PROFILE=$(or $(HYPOTHESIS_PROFILE),ci) $(BIN)/python -m pytest -n 2 --cov --kvpolicy-profile quick
 
 lint: setup
@@ -66,7 +75,7 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 test-oldest: $(OLDEST_STAMP)
 	$(OLDEST)/bin/python -m pytest -n 2 -W ignore::FutureWarning $(OLDEST_TESTS) $(OLDEST_LACKS)
@@ -80,8 +89,11 @@ $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
 docs: setup
 	$(BIN)/mkdocs build --strict
 
+dist: setup
+	$(BIN)/python -m scripts.release
+
 wheel-check: setup
-	PYTHON=$(abspath $(BIN)/python) scripts/check_wheel.sh
+	PYTHON=$(abspath $(BIN)/python) scripts/check_wheel.sh $(WHEEL)
 
 clean:
 	rm -rf build dist site .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Build the wheel, install it into a clean environment, and use it from outside the checkout.
+# Install the wheel into a clean environment, and use it from outside the checkout.
 #
-#     scripts/check_wheel.sh            (with .venv)
+#     scripts/check_wheel.sh                   (built with .venv, from the sdist)
 #     PYTHON=python3 scripts/check_wheel.sh
+#     scripts/check_wheel.sh dist/kvpolicy-0.1.0-py3-none-any.whl
 set -euo pipefail
+wheel=${1:+$(realpath "$1")}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 root=$PWD
@@ -13,14 +15,16 @@ trap 'rm -rf "$work"' EXIT
 trap 'echo "check_wheel: failed at line $LINENO" >&2' ERR
 say() { echo "check_wheel: $*"; }
 
-say "building"
-isolation=()
-if "$python" -c "import hatchling" 2>/dev/null; then isolation=(--no-isolation); fi
-"$python" -m build --wheel "${isolation[@]}" --outdir "$work/dist" "$root" >"$work/build.log" 2>&1 || {
-    cat "$work/build.log" >&2
-    exit 1
-}
-wheel=$(echo "$work"/dist/kvpolicy-*.whl)
+if [ -z "$wheel" ]; then
+    say "building"
+    isolation=()
+    if "$python" -c "import hatchling" 2>/dev/null; then isolation=(--no-isolation); fi
+    "$python" -m build "${isolation[@]}" --outdir "$work/dist" "$root" >"$work/build.log" 2>&1 || {
+        cat "$work/build.log" >&2
+        exit 1
+    }
+    wheel=$(echo "$work"/dist/kvpolicy-*.whl)
+fi
 
 say "installing $(basename "$wheel")[hf] into a clean environment"
 "$python" -m venv "$work/venv"
@@ -56,7 +60,11 @@ for package in (kvpolicy, kvpolicy_hf):
 assert (files(kvpolicy_hf) / "demo" / "assets" / "NOTICE").is_file(), "the demo's NOTICE is missing"
 PYTHON
 
-say "kvpolicy policies"
+say "kvpolicy --version, as a module too, and kvpolicy policies"
+version=$(basename "$wheel" | cut -d- -f2)
+for command in "$bin/kvpolicy" "$bin/python -m kvpolicy"; do
+    [ "$($command --version)" = "kvpolicy $version" ]
+done
 "$bin/kvpolicy" policies >/dev/null
 
 say "kvpolicy demo"

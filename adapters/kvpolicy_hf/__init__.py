@@ -1,7 +1,7 @@
 """kvpolicy for Hugging Face transformers, through its official seams: no patching, no hooks, nothing at import.
 
 enable(model)
-cache = PolicyCache(model, kvpolicy.elastic_cache(keep=0.2), inputs=inputs)
+cache = PolicyCache(model, kvpolicy.h2o(keep=0.2), inputs=inputs)
 out = model.generate(**inputs, past_key_values=cache)
 print(cache.report())
 """

@@ -18,6 +18,9 @@ def enable(model: PreTrainedModel) -> None:
     encoder-decoder has one configuration for both, and its encoder runs as under sdpa too. Nothing else is changed, and
     other models are not touched.
 
+    Args:
+        model: a text or vision-language model of transformers, as `from_pretrained` gives it.
+
     Raises:
         UnsupportedModelError: if the model does not take its attention from transformers' interface.
     """
@@ -30,11 +33,19 @@ def enable(model: PreTrainedModel) -> None:
 
 
 def disable(model: PreTrainedModel) -> None:
-    """Give the model its previous attention back. Does nothing on a model that is not enabled."""
+    """Give the model its previous attention back. Does nothing on a model that is not enabled.
+
+    Args:
+        model: as it was given to `enable`.
+    """
     if is_enabled(model):
         set_text_attention(model, getattr(model, _PREVIOUS, "sdpa"))
 
 
 def is_enabled(model: PreTrainedModel) -> bool:
-    """Whether `enable` is in force."""
+    """Whether `enable` is in force.
+
+    Args:
+        model: of transformers; it is not changed.
+    """
     return attention_name(model) == NAME

@@ -146,7 +146,7 @@ from .selectors import (
     TopK,
 )
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "AUDIO",

@@ -61,7 +61,7 @@ def test_baselines_stand_beside_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_pa
     [
         (["--policy", "h20"], "no recipe 'h20'"),
         (["--keep", "2"], "2"),
-        (["--policy", "h2o", "--policy", "h2o"], "names one twice"),
+        (["--policy", "h2o", "--policy", "h2o"], "has 'h2o' twice"),
         (["--samples", "0"], "--samples"),
     ],
 )

@@ -53,12 +53,14 @@ def test_explain_prints_a_composition_that_is_the_policy(name: str) -> None:
     assert eval(source, vars(kvpolicy)) == expected  # what is printed can be pasted
 
 
-def test_explain_shows_formula_source_and_arguments() -> None:
+def test_explain_shows_formula_source_use_and_arguments() -> None:
     code, out, _ = run("explain", "elastic_cache")
     assert code == 0
     assert "elastic_cache(*, keep=None" in out
     assert "s_j = sum_i mean_h A[h, i, j]" in words(out)
     assert "ECCV 2024, arXiv 2407.18121, sections 3.2 and 3.3." in words(out)
+    assert "good for an instruction about a picture or a text" in words(out)
+    assert "not for prompts in which one exact token matters" in words(out)
     assert "distance rows at the end of the compressed prompt" in words(out)
 
 

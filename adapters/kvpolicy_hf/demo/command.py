@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 from transformers.utils import logging
 
 from kvpolicy import Policy, from_text
 
 from .. import enable
+from .._progress import progress_bar
 from ..loading import load_model
 from ..loading.threads import fit_threads
 from .cases import Case, drawn_cases, own_case
@@ -120,14 +120,12 @@ def choose(names: Sequence[str], keep: float) -> dict[str, Policy]:
 def answer_all(cases: Sequence[Case], policies: Mapping[str, Policy], where: str, max_new_tokens: int) -> list[Result]:
     """Load the model and ask everything, with a progress bar."""
     logging.disable_progress_bar()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("loading the model", total=None)
+    with progress_bar("loading the model") as bar:
         model, processor = load_model(where, pictures=True)
         enable(model)
         fit_threads(model)
         run_case(cases[0], model, processor, dict(list(policies.items())[:1]), max_new_tokens=2)  # warm up
-        progress.update(bar, description="asking", total=len(cases) * len(policies))
+        bar.begin("asking", len(cases) * len(policies))
         return [
             run_case(
                 case,
@@ -135,7 +133,7 @@ def answer_all(cases: Sequence[Case], policies: Mapping[str, Policy], where: str
                 processor,
                 policies,
                 max_new_tokens=max_new_tokens,
-                done=lambda: progress.advance(bar),
+                done=bar.advance,
             )
             for case in cases
         ]

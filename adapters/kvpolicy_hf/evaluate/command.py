@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from transformers.utils import logging
 
+from .._progress import progress_bar
 from ..loading.threads import fit_threads
 from .arms import arms_of
 from .processes import Processes
@@ -69,20 +70,17 @@ def evaluate_command(
 
         torchrun --nproc-per-node 4 -m kvpolicy eval demo
     """
-    console, progress_console = Console(), Console(stderr=True)
     keeps = keep or [0.5, 0.2]
     arms = arms_of(policy, keeps)  # before the model is loaded: what the user gave may be wrong
     own = list(dict.fromkeys(arm.label for arm in arms[1:])) if policy else []
     if baselines and policy:
         arms = (*arms, *(arm for arm in arms_of(None, keeps) if arm not in arms))
     logging.disable_progress_bar()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=progress_console, transient=True) as progress:
-        bar = progress.add_task("loading the model", total=None)
+    with progress_bar("loading the model") as bar:
         subject = subject_of(model)
         fit_threads(subject.model)
         tasks = tasks_of(task, subject)
-        progress.update(bar, description="measuring")
+        bar.begin("measuring")
         result = evaluate(
             subject,
             tasks=tasks,
@@ -92,12 +90,13 @@ def evaluate_command(
             records=records,
             seed=seed,
             out=out,
-            done=lambda now, of: progress.update(bar, completed=now, total=of),
+            done=partial(bar.show, "measuring"),
         )
         if not Processes().first:
             return
-        progress.update(bar, description="summing up", total=None)
+        bar.begin("summing up")
         summary = write(result, out, tasks=tasks, arms=arms, highlight=own)
+    console = Console()
     console.print(quality_table(summary))
     if result.failures:
         console.print(failures_table(result.failures))

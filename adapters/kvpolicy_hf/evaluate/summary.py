@@ -100,6 +100,11 @@ def compare(
 def pareto(summary: pl.DataFrame, task: str = "all", metric: str = "quality") -> pl.DataFrame:
     """The arms of a summary that no other beats: none keeps as few bytes and is as good, and better in one of them.
 
+    Args:
+        summary: of `summarise`.
+        task: one of its tasks; ``"all"`` is the mean over tasks.
+        metric: a name of `METRICS`.
+
     Returns:
         Their rows of the summary, by ``kept``, fewest bytes first. Values count as they are, without their intervals.
 

@@ -27,6 +27,9 @@ from .smollm2 import load_smollm2
 
 __all__ = ["BUNDLED", "LoadingError", "load_model", "load_smollm2"]
 
+# Of a model's folder; unless it is told so, transformers asks at the terminal, in the middle of a progress bar.
+NO_CODE: Mapping[str, Any] = {"trust_remote_code": False}
+
 BUNDLED: Mapping[str, Callable[[], tuple[Any, Any]]] = {
     "demo": lambda: load_model(ASSETS),
     "smollm2": load_smollm2,
@@ -36,7 +39,8 @@ BUNDLED: Mapping[str, Callable[[], tuple[Any, Any]]] = {
 def load_model(where: str | Path, *, pictures: bool = False) -> tuple[Any, Any]:
     """The model, in evaluation mode, and its processor; of a language model, its tokenizer.
 
-    On a GPU the weights keep the dtype that they were saved in; on a CPU they run in float32.
+    On a GPU the weights keep the dtype that they were saved in; on a CPU they run in float32. Code that lies beside the
+    weights is not run.
 
     Args:
         where: a folder that `save_pretrained` wrote, a hub id such as ``llava-hf/llava-1.5-7b-hf``, or a name of
@@ -57,7 +61,7 @@ def load_model(where: str | Path, *, pictures: bool = False) -> tuple[Any, Any]:
         raise LoadingError(f"no folder {str(where)!r}. Hint: give a folder with config.json, or a hub id.")
     name = str(path) if path.is_dir() else str(where)
     try:
-        config: Any = AutoConfig.from_pretrained(name)
+        config: Any = AutoConfig.from_pretrained(name, **NO_CODE)
     except (OSError, ValueError) as error:
         raise LoadingError(f"no model at {name!r}: {_first_line(error)}") from error
     sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -68,8 +72,8 @@ def load_model(where: str | Path, *, pictures: bool = False) -> tuple[Any, Any]:
     kind: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        processor: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(name)
-        model: Any = kind.from_pretrained(name, dtype="auto" if device == "cuda" else torch.float32)
+        processor: Any = (AutoProcessor if sees else AutoTokenizer).from_pretrained(name, **NO_CODE)
+        model: Any = kind.from_pretrained(name, dtype="auto" if device == "cuda" else torch.float32, **NO_CODE)
     except (OSError, ValueError, ImportError) as error:
         raise LoadingError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
     return model.to(device).eval(), processor

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 from transformers.utils import logging
 
 from .. import enable
+from .._progress import progress_bar
 from ..demo.cases import drawn_cases
 from ..demo.prompts import encode
 from ..loading import load_model
@@ -74,12 +74,10 @@ def simulate(
     console = Console()
     file = path or record
     assert file is not None
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("reading the record" if record is None else "recording", total=None)
+    with progress_bar("reading the record" if record is None else "recording") as bar:
         data = load_record(file) if record is None else record_demo(file, seed)
-        progress.update(bar, description="replaying", total=len(chosen))
-        results = compare(data, chosen, keep, done=lambda: progress.advance(bar))
+        bar.begin("replaying", len(chosen))
+        results = compare(data, chosen, keep, done=bar.advance)
     about = (
         f"{data.model}: {data.prompt} prompt tokens, {data.steps} decode steps, {data.layers} layers; "
         f"each policy may keep {keep:.0%}"

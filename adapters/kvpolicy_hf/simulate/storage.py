@@ -24,6 +24,10 @@ def save_record(record: Record, path: str | Path) -> None:
     Tensors: ``tokens``, ``segments``, ``layers.<l>.queries|keys|values``, and ``inv_freq`` where there is one.
     Metadata: ``format``, ``version``, ``model``, ``prompt`` and ``scales`` (JSON).
 
+    Args:
+        record: what is written.
+        path: of the file, such as ``"demo.safetensors"``.
+
     Raises:
         RecordError: if the file cannot be written.
     """
@@ -42,6 +46,9 @@ def save_record(record: Record, path: str | Path) -> None:
 
 def load_record(path: str | Path) -> Record:
     """Read a record.
+
+    Args:
+        path: of a file that `save_record` wrote.
 
     Raises:
         RecordError: if there is no such file, it is no record, was made by another version, or is damaged.

@@ -9,11 +9,11 @@ import polars as pl
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from transformers.utils import logging
 
+from .._progress import progress_bar
 from ..evaluate.run import subject_of
 from ..loading.threads import fit_threads
 from .search import Tuned
@@ -61,9 +61,7 @@ def tune(
         kvpolicy tune demo --task photo-where --trials 50 --candidates 9
     """
     logging.disable_progress_bar()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("loading the model", total=None)
+    with progress_bar("loading the model") as bar:
         subject = subject_of(model)
         fit_threads(subject.model)
         found = search(
@@ -79,7 +77,7 @@ def tune(
             records=records,
             test=test,
             seed=seed,
-            done=lambda what, now, of: progress.update(bar, description=what, completed=now, total=of),
+            done=bar.show,
         )
     console = Console()
     console.print(_last_round(found))

@@ -16,7 +16,6 @@ app = typer.Typer(
     name="kvpolicy",
     cls=CommandGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -39,7 +38,15 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """KV-cache policies: which cache entries stay, which merge, which go."""
+    """KV-cache policies: which cache entries stay, which merge, which go.
+
+    Every command says more: `kvpolicy COMMAND --help`.
+
+    Examples:
+        kvpolicy policies
+
+        kvpolicy demo --help
+    """
 
 
 def main() -> None:

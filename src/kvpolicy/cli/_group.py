@@ -29,8 +29,8 @@ class CommandGroup(TyperGroup):
         return own
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Import the plug-in that is about to run."""
-        if args and args[0] not in self.commands and args[0] in installed():
+        """Import the plug-in that is about to run. A shell that completes a line does not wait for a framework."""
+        if args and args[0] not in self.commands and args[0] in installed() and not ctx.resilient_parsing:
             with Console(stderr=True).status(f"starting {args[0]}"):  # frameworks take seconds to import
                 self.add_command(load(installed()[args[0]]), args[0])
         return super().resolve_command(ctx, args)

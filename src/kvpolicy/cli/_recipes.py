@@ -1,4 +1,4 @@
-"""What there is to say about a recipe, read from its docstring (summary, ``Formula:``, ``Source:``, ``Args:``)."""
+"""What there is to say about a recipe, read from its docstring: the summary, and the paragraphs with a label."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class Recipe:
         summary: one sentence.
         formula: what is scored, kept and merged.
         source: paper and section.
+        good_for: when to take it.
+        not_for: when to take another one.
         arguments: (name, description) of each argument.
     """
 
@@ -33,6 +35,8 @@ class Recipe:
     summary: str
     formula: str
     source: str
+    good_for: str
+    not_for: str
     arguments: tuple[tuple[str, str], ...]
 
     @property
@@ -79,6 +83,8 @@ def describe(name: str, function: Callable[..., Policy]) -> Recipe:
         summary=summary,
         formula=labelled.get("Formula", ""),
         source=labelled.get("Source", ""),
+        good_for=labelled.get("Good for", ""),
+        not_for=labelled.get("Not for", ""),
         arguments=tuple(_entries(arguments.partition("\n\n")[0])),
     )
 

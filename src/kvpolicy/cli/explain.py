@@ -12,6 +12,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from ..policies import RECIPES
 from ._pretty import marked, pretty
 from ._recipes import Recipe, find
 
@@ -19,9 +20,22 @@ CODE = "ansi_dark"
 
 
 def explain(
-    name: Annotated[str, typer.Argument(help="A recipe, as `kvpolicy policies` lists them.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe, as `kvpolicy policies` lists them.",
+            show_default=False,
+            autocompletion=lambda: list(RECIPES),
+        ),
+    ],
 ) -> None:
-    """Show what a recipe computes, its source, its arguments and the stages it is made of."""
+    """Show what a recipe computes, its source, its arguments and the stages it is made of.
+
+    The composition is Python: it can be pasted, and changed.
+
+    Examples:
+        kvpolicy explain elastic_cache
+    """
     recipe = find(name)
     console = Console()
     console.print(Text(f"\n{recipe.name}", style="bold cyan"), Text(signature(recipe), style="dim"), sep="")
@@ -32,6 +46,8 @@ def explain(
     facts.add_column()
     facts.add_row("formula", marked(recipe.formula))
     facts.add_row("source", marked(recipe.source))
+    facts.add_row("good for", marked(recipe.good_for))
+    facts.add_row("not for", marked(recipe.not_for))
     console.print(facts)
     if recipe.arguments:
         console.print(Text("\narguments", style="bold"))

@@ -12,7 +12,13 @@ from ._recipes import recipes
 
 
 def policies() -> None:
-    """List the recipes: published methods as compositions of stages."""
+    """List the recipes: published methods as compositions of stages.
+
+    Each with one sentence on what stays, and the paper.
+
+    Examples:
+        kvpolicy policies
+    """
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("recipe", style="bold cyan", no_wrap=True)
     table.add_column("what it does", ratio=3)

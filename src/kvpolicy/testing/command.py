@@ -69,7 +69,18 @@ def check(
         list[str] | None, typer.Option(metavar="NAME=N", help="What examples must have, such as heads=4; repeatable.")
     ] = None,
 ) -> None:
-    """Try every law of the conformance kit on a policy or a stage; exit code 1 if one fails."""
+    """Try every law of the conformance kit on a policy or a stage; exit code 1 if one fails.
+
+    The examples are made up. A failure is shown on the smallest of them, with
+    a script that repeats it.
+
+    Examples:
+        kvpolicy check "h2o(keep=0.5)"
+
+        kvpolicy check my_module:MyMerger --backend numpy --size tokens=20
+
+        kvpolicy check my_module:AddValues --expect "merge_convex=adds values"
+    """
     component = from_target(target, keep=0.5)
     backends = tuple(backend or known_backends())
     expected = pairs("--expect", "LAW=REASON, such as 'merge_convex=adds values'", expect)
