@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["DOCS", "escaped", "with_table"]
+__all__ = ["DOCS", "escaped", "table", "with_table"]
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -13,6 +14,19 @@ DOCS = Path(__file__).parents[1] / "docs"
 def escaped(text: str) -> str:
     """As it is, in a cell of a Markdown table."""
     return re.sub(r"([\\`*_{}\[\]#|])", r"\\\1", text).replace("<", "&lt;").replace(">", "&gt;")
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, numeric: bool = False) -> str:
+    """A Markdown table of cells that are Markdown themselves; numbers stand on the right."""
+    rule = "|---:" if numeric else "|---"
+    lines = ["| " + " | ".join(head) + " |", rule * len(head) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows)])
+
+
+def _cell(text: str) -> str:
+    """Markdown without a bar that would end the cell; one in code does not."""
+    parts = re.split(r"(`+[^`]*`+)", text)
+    return "".join(part if number % 2 else part.replace("|", "\\|") for number, part in enumerate(parts))
 
 
 def with_table(page: str, name: str, table: str, *, script: str) -> str:

@@ -334,7 +334,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A table and the scores of its rows ([B, H, S], higher = keep)."""
+    """What an allocator and a selector go by.
+
+    Attributes:
+        view: the table of a layer.
+        scores: floating [B, H, S]; higher = keep.
+    """
 
     view: CacheView
     scores: Scores

@@ -129,7 +129,11 @@ class Report:
 
 
 def format_bytes(size: float) -> str:
-    """``1536`` as ``1.5 KiB``, in the largest unit that it fills once it is rounded."""
+    """``1536`` as ``1.5 KiB``, in the largest unit that it fills once it is rounded.
+
+    Args:
+        size: bytes.
+    """
     for unit, digits in (("B", 0), ("KiB", 1), ("MiB", 1)):
         if round(size, digits) < 1024:
             return f"{size:.{digits}f} {unit}"

@@ -47,6 +47,11 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
+def runs_in_the_build(page: Path) -> bool:
+    """Whether the page is a tutorial whose code `mkdocs build` runs."""
+    return re.search(r"^```\w+ exec=", page.read_text(encoding="utf-8"), re.M) is not None
+
+
 def _line(text: str, at: int) -> int:
     return text.count("\n", 0, at) + 1
 

@@ -27,6 +27,12 @@ def ada_kv(
     Source: Feng et al., "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for Efficient LLM
     Inference", NeurIPS 2025, arXiv 2407.11550, algorithms 1 and 2.
 
+    Good for: what SnapKV is good for, where some heads of a layer spread their attention and others look at few tokens:
+    rows go to those that need them.
+
+    Not for: the cases that SnapKV is not for, and backends that must gather ragged heads for each pass: the rows are
+    fewer, the reading is not simpler.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

@@ -30,6 +30,12 @@ def adore(
     Source: Zhang et al., "Efficient Sparse Attention needs Adaptive Token Release", ACL 2024 Findings, arXiv
     2407.02328, section 3. The mechanism only: the paper's trained controller was not published.
 
+    Good for: a small, constant table on the device where the host has room: a token that was released can come back
+    when it matters again.
+
+    Not for: saving memory altogether, since the archive grows with the tokens; speed, since every step scores the
+    archive and moves rows. What it is worth depends on the controller.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

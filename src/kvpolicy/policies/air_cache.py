@@ -28,6 +28,12 @@ def air_cache(
     Source: Huang et al., "AirCache: Activating Inter-modal Relevancy KV Cache Compression for Efficient Large
     Vision-Language Model Inference", ICCV 2025, arXiv 2503.23956, section 3.
 
+    Good for: questions about images with much text around them: the few words that matter choose the image rows, and
+    all text stays.
+
+    Not for: prompts of which most is text, where little is saved; long answers, since generated rows all stay; assisted
+    decoding, since a layer waits until every layer has attended. It must be told which tokens are image (``inputs=``).
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

@@ -28,6 +28,11 @@ def cam(
 
     Source: Zhang et al., "CaM: Cache Merging for Memory-efficient LLMs Inference", ICML 2024, section 4.2.
 
+    Good for: what H2O is good for, where evicted values should leave a trace in the output.
+
+    Not for: values that must stay exact: a kept value grows with what it takes, and the draws decide which. Its budget
+    is spent as H2O's is, so that measuring both tells what the traces are worth.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

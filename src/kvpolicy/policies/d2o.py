@@ -33,6 +33,12 @@ def d2o(
     Source: Wan et al., "D2O: Dynamic Discriminative Operations for Efficient Long-Context Inference of Large Language
     Models", ICLR 2025, arXiv 2406.13035, section 4.
 
+    Good for: layers that differ much in how spread their attention is, and text in which many keys are alike: only
+    those merge.
+
+    Not for: assisted decoding, since a layer waits until every layer has attended; one exact token among many that are
+    alike, which merges with them.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

@@ -37,6 +37,13 @@ def elastic_cache(
     Source: Liu et al., "Efficient Inference of Vision Instruction-Following Models with Elastic Cache", ECCV 2024,
     arXiv 2407.18121, sections 3.2 and 3.3.
 
+    Good for: an instruction about a picture or a text and an answer of some length, which it was made for: the prompt
+    is compressed once, by one set of rows for all heads, and decoding evicts by place alone, without looking at
+    attention.
+
+    Not for: prompts in which one exact token matters, such as a number in a text: where the neighbours are folded into
+    it, it is no longer what it was. Measure ``merge="evict"`` beside it.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head.

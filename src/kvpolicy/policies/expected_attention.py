@@ -27,6 +27,12 @@ def expected_attention(
     Source: Devoto et al., "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries
     Distribution", arXiv 2510.00636, section 3.
 
+    Good for: prompts that are compressed before the question is known, such as a document for several requests: it asks
+    what queries of the same kind will look at.
+
+    Not for: models without plain rotary positions, which are refused; a question at the end that is unlike the text
+    before it; long answers, since generated rows all stay.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

@@ -13,5 +13,9 @@ def full() -> Policy:
     Formula: nothing is scored, evicted or merged.
 
     Source: none.
+
+    Good for: knowing what a policy costs: every comparison here is with it.
+
+    Not for: saving memory: it holds every row, with the bookkeeping of a table on top.
     """
     return Policy()

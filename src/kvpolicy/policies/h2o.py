@@ -21,6 +21,13 @@ def h2o(
     Source: Zhang et al., "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models",
     NeurIPS 2023, arXiv 2306.14048, section 4.
 
+    Good for: long answers under a bounded memory: it goes on scoring at every token, so that what becomes important
+    while decoding can stay, and the recent half keeps the text fluent.
+
+    Not for: a question at the end of a long prompt: early tokens were seen by more queries, so that their sums are
+    larger, and what only the question needs may have gone before. Every prompt pays for a second product of queries and
+    keys.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head.

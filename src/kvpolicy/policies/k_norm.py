@@ -22,6 +22,12 @@ def k_norm(
     Source: Devoto et al., "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression", EMNLP 2024, arXiv
     2406.11430, section 3.
 
+    Good for: the cheapest rule that looks at content: it needs keys alone, no query and no attention, and works with
+    any attention kernel.
+
+    Not for: models that normalise their keys (QK norm), whose lengths then say little, and prompts whose question
+    should choose the rows.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

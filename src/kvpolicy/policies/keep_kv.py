@@ -29,6 +29,11 @@ def keep_kv(
     Source: Tian et al., "KeepKV: Achieving Periodic Lossless KV Cache Compression for Efficient LLM Inference", arXiv
     2504.09936, section 4.
 
+    Good for: merging with the least harm to the step at hand: its output stays what it was where rows merge.
+
+    Not for: later queries, for which nothing is promised: the merged row is right for the query that it was made for.
+    It needs counts in the attention, which every step pays for.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

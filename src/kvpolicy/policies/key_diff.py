@@ -22,6 +22,11 @@ def key_diff(
     Source: Park et al., "KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in
     Resource-Constrained Environments", arXiv 2504.15364, section 4.
 
+    Good for: prompts without a question yet, such as a document that is read before anybody asks: it needs keys alone
+    and keeps them diverse.
+
+    Not for: prompts whose question should choose the rows, and repetitive text of which every repetition matters.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

@@ -34,6 +34,11 @@ def kv_merger(
     Source: Wang et al., "Model Tells You Where to Merge: Adaptive KV Cache Merging for LLMs on Long-Context Tasks",
     arXiv 2407.08454, algorithm 1 and equations 4 to 7. No official code.
 
+    Good for: long texts with runs of similar keys: they become one row that weighs as many tokens as it stands for.
+
+    Not for: long answers, since generated rows all stay; prompts whose neighbouring tokens differ, where the budget can
+    only be met by merging what is not alike.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

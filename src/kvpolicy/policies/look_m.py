@@ -32,6 +32,12 @@ def look_m(
     Source: Wan et al., "LOOK-M: Look-Once Optimization in KV Cache for Efficient Multimodal Long-Context Inference",
     EMNLP 2024 Findings, arXiv 2406.18139, sections 3.2 and 3.3.
 
+    Good for: prompts with several images and text that must stay whole: images make room for it, and what leaves an
+    image is merged into what stays.
+
+    Not for: prompts of text alone, in which no image makes room, with a question that should choose the rows; long
+    answers, since generated rows all stay. It must be told which tokens are image (``inputs=``).
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

@@ -28,6 +28,12 @@ def pyramid_kv(
     Source: Cai et al., "PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information Funneling", arXiv
     2406.02069, section 3.2.
 
+    Good for: what SnapKV is good for, where attention spreads in early layers and gathers on few tokens in late ones,
+    as the paper finds in language models.
+
+    Not for: models whose late layers need many rows, and the cases that SnapKV is not for. At small budgets the last
+    layers keep little beyond the window.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

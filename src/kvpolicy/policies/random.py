@@ -23,6 +23,11 @@ def random(
 
     Source: none.
 
+    Good for: a control: what a method keeps beyond it is what the method knows. The rows that stay are the same for a
+    seed.
+
+    Not for: anything else.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

@@ -28,6 +28,12 @@ def snapkv(
     Source: Li et al., "SnapKV: LLM Knows What You are Looking for Before Generation", NeurIPS 2024, arXiv 2404.14469,
     section 4.
 
+    Good for: a long prompt with its question at the end and a short answer: the question is in the window, so that it
+    chooses the rows.
+
+    Not for: several turns, since what the first question does not look at is gone before the second one is asked; long
+    answers, since generated rows all stay; prompts that are hardly longer than the window.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

@@ -27,6 +27,11 @@ def streaming_llm(
     Source: Xiao et al., "Efficient Streaming Language Models with Attention Sinks", ICLR 2024, arXiv 2309.17453,
     section 3.2; "Local" in the Elastic Cache paper.
 
+    Good for: streams without an end, and the least work: no attention is looked at, and the rows that stay are known
+    ahead.
+
+    Not for: questions about the middle of a prompt: it is gone, whatever it said.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head.

@@ -21,6 +21,12 @@ def tova(
 
     Source: Oren et al., "Transformers are Multi-State RNNs", EMNLP 2024, arXiv 2401.06104, section 3.2.
 
+    Good for: a bounded memory with even tables and little work: one query is scored at each step, for all heads of a
+    layer at once.
+
+    Not for: facts that are needed again much later: a row that the latest query does not look at goes, however much
+    earlier queries looked at it.
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

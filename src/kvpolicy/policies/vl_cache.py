@@ -26,6 +26,13 @@ def vl_cache(
     Source: Tu et al., "VL-Cache: Sparsity and Modality-Aware KV Cache Compression for Vision-Language Model Inference
     Acceleration", ICLR 2025, arXiv 2410.23317, section 4.
 
+    Good for: a question after an image: its own queries choose the rows, and layers share the budget by what they look
+    at.
+
+    Not for: a question before the image, which has no queries after it; long answers, since generated rows all stay;
+    assisted decoding, since a layer waits until every layer has attended. It must be told which tokens are image
+    (``inputs=``).
+
     Args:
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: or: rows per layer and head, on average.

@@ -139,6 +139,14 @@ def checks_of(
 ) -> Mapping[str, Check | str]:
     """Every law by name: a check of this component, or why the law says nothing about it.
 
+    Args:
+        component: a policy, a pipeline, a stage or a backend.
+        backend: ``"numpy"``, ``"torch"`` or ``"torch:cuda"``.
+        profile: how many examples at most, a key of `PROFILES`; None: ``"ci"`` where the environment
+            variable CI is set, else ``"dev"``.
+        sizes: what examples must look like for it, such as ``{"layers": 2, "heads": 4}``.
+        expected: laws that it breaks on purpose, and why.
+
     Raises:
         PolicyError: if ``expected`` names a law that there is not, or that says nothing about the component; if
             ``sizes`` are not those of an example, or out of range.

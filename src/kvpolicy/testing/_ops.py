@@ -16,7 +16,12 @@ __all__ = ["Crop", "Decode", "Op", "Prefill", "Reorder", "Reset", "Turn", "passe
 @final
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """A prompt of so many tokens, padding included, in chunks that add up to it; empty: in one pass."""
+    """A prompt.
+
+    Args:
+        tokens: its length, padding included.
+        chunks: tokens of each pass, which add up to it; empty: one pass.
+    """
 
     tokens: int
     chunks: tuple[int, ...] = ()
@@ -34,7 +39,11 @@ class Prefill:
 @final
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A further turn: one pass of so many tokens."""
+    """A further turn in one pass.
+
+    Args:
+        tokens: of the turn.
+    """
 
     tokens: int
 
@@ -47,7 +56,11 @@ class Turn:
 @final
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """So many passes of one token."""
+    """Passes of one token.
+
+    Args:
+        steps: how many.
+    """
 
     steps: int = 1
 
@@ -60,7 +73,11 @@ class Decode:
 @final
 @dataclass(frozen=True, slots=True)
 class Reorder:
-    """Batch rows in this order, repeats allowed, as beam search does; numbers are taken modulo the batch rows."""
+    """Batch rows in another order, as beam search has it.
+
+    Args:
+        index: which row comes to each place, repeats allowed; numbers are taken modulo the batch rows.
+    """
 
     index: tuple[int, ...]
 
@@ -74,7 +91,11 @@ class Reorder:
 @final
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """Take the last so many tokens back: done exactly, or refused and nothing changed."""
+    """Take the last tokens back: done exactly, or refused and nothing changed.
+
+    Args:
+        tokens: how many.
+    """
 
     tokens: int = 1
 

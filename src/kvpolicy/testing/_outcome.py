@@ -18,9 +18,17 @@ Record: TypeAlias = Mapping[str, Any]  # named numbers and vectors of one place
 
 
 class Place(NamedTuple):
-    """Where something is. -1: the whole batch row, head or layer; ``token`` counts a batch row's own tokens from 0."""
+    """Where something is; -1: everywhere along that axis.
 
-    when: int = -1  # which pass of a request; first, so that the earliest difference is the one that is told
+    Attributes:
+        when: which pass of a request; first, so that the earliest difference is the one that is told.
+        layer: which layer.
+        batch_row: which row of the batch.
+        head: which key/value head.
+        token: which of a batch row's own tokens, from 0.
+    """
+
+    when: int = -1
     layer: int = -1
     batch_row: int = -1
     head: int = -1
