@@ -23,7 +23,7 @@ from scripts.quality import runs
 
 import kvpolicy
 from kvpolicy import RECIPES
-from kvpolicy.cli._pretty import pretty
+from kvpolicy._repr import pretty
 from kvpolicy.cli._recipes import Recipe, find, recipes
 from kvpolicy_hf.evaluate import summarise
 

@@ -19,7 +19,7 @@ from scripts.measure_quality import RESULTS
 from scripts.page import DOCS, escaped
 
 from kvpolicy import RECIPES, from_json
-from kvpolicy.cli._pretty import pretty
+from kvpolicy._repr import pretty
 from kvpolicy_hf.evaluate import compare, summarise
 from kvpolicy_hf.evaluate.lines import quality_against_bytes
 

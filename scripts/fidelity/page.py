@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvpolicy.cli._pretty import pretty
+from kvpolicy._repr import pretty
 from kvpolicy.cli._recipes import Recipe, find
 
 from .methods import METHODS

@@ -8,7 +8,7 @@ from typing import Literal, final
 from ._check import check_choice, check_stage
 from ._errors import PolicyError
 from ._protocols import Allocator, ImportanceScorer, Merger, Observer, Recaller, Scheduler, Selector, Windowed
-from ._repr import constructor_repr
+from ._repr import constructor_repr, notebook_repr
 from .allocators import Uniform
 from .mergers import Drop
 from .selectors import TopK
@@ -41,6 +41,7 @@ class Pipeline:
     recall: Recaller | None = None
 
     __repr__ = constructor_repr
+    _repr_pretty_ = notebook_repr
 
     def __post_init__(self) -> None:
         check_stage("Pipeline", "schedule", self.schedule, Scheduler)
@@ -93,6 +94,7 @@ class Policy:
     positions: Literal["original", "slots"] = "original"
 
     __repr__ = constructor_repr
+    _repr_pretty_ = notebook_repr
 
     def __post_init__(self) -> None:
         check_choice("Policy", "count_bias", self.count_bias, (True, False))

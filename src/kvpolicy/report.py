@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import final
 
 from ._policy import Policy
+from ._repr import pretty
 
 __all__ = ["LayerReport", "Report", "format_bytes"]
 
@@ -106,26 +108,61 @@ class Report:
         head = (
             f"{'layer':>5} {'rows':>8} {'most':>6} {'slots':>6} {'evicted':>9} {'merged':>9} {'K/V':>10} {'full':>10}"
         )
-        backend = f"backend {self.backend}{self.note and f' ({self.note})'}"
-        lines = [f"{self.policy!r}", f"tokens seen {_span(self.tokens)} · {backend}", "", head]
+        lines = [pretty(self.policy), "", self._context(), "", head]
         lines += [
             f"{number:>5} {layer.rows:>8.1f} {layer.most:>6} {layer.capacity:>6.0f} "
             f"{layer.evicted:>9} {layer.merged:>9} "
             f"{format_bytes(layer.kv_bytes):>10} {format_bytes(layer.full_kv_bytes):>10}"
             for number, layer in enumerate(self.layers)
         ]
-        share = self.kv_bytes / self.full_kv_bytes if self.full_kv_bytes else 1.0
         lines.append(
             f"{'all':>5} {'':>8} {'':>6} {'':>6} {self.evicted:>9} {self.merged:>9} "
-            f"{format_bytes(self.kv_bytes):>10} {format_bytes(self.full_kv_bytes):>10}   {share:.1%} of full, "
-            f"columns {format_bytes(self.column_bytes)}"
+            f"{format_bytes(self.kv_bytes):>10} {format_bytes(self.full_kv_bytes):>10}   {self._share()}"
         )
+        return "\n".join([*lines, *self._remarks()])
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        head = ("layer", "rows", "most", "slots", "evicted", "merged", "K/V", "full")
+        rows = [
+            (
+                *(f"{number}", f"{layer.rows:.1f}", f"{layer.most}", f"{layer.capacity:.0f}"),
+                *(f"{layer.evicted}", f"{layer.merged}"),
+                *(format_bytes(layer.kv_bytes), format_bytes(layer.full_kv_bytes)),
+            )
+            for number, layer in enumerate(self.layers)
+        ]
+        sums = (f"{self.evicted}", f"{self.merged}", format_bytes(self.kv_bytes), format_bytes(self.full_kv_bytes))
+        table = [
+            _row("th", head),
+            *(_row("td", row) for row in rows),
+            _row("th", ("all", "", "", "", *sums)),
+        ]
+        said = [self._context(), self._share(), *self._remarks()]
+        return (
+            f"<pre>{escape(pretty(self.policy))}</pre><table>{''.join(table)}</table>"
+            f"<p>{'<br>'.join(escape(line) for line in said)}</p>"
+        )
+
+    def _context(self) -> str:
+        return f"tokens seen {_span(self.tokens)} · backend {self.backend}{self.note and f' ({self.note})'}"
+
+    def _share(self) -> str:
+        share = self.kv_bytes / self.full_kv_bytes if self.full_kv_bytes else 1.0
+        return f"{share:.1%} of full, columns {format_bytes(self.column_bytes)}"
+
+    def _remarks(self) -> list[str]:
+        lines = []
         if self.archive_bytes:
             held = format_bytes(self.archive_bytes)
             lines.append(f"{self.recalled} rows came back from the archive, which holds {held} of host memory.")
         if self.exceeded:
             lines.append(f"{self.exceeded} protected rows are held above the budget.")
-        return "\n".join(lines)
+        return lines
+
+
+def _row(tag: str, cells: tuple[str, ...]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def format_bytes(size: float) -> str:

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from pages import ROOT
+from pages import ROOT, script
 
 import kvpolicy
 import kvpolicy.testing
@@ -86,3 +86,10 @@ def test_a_docstring_says_what_every_argument_is(name: str) -> None:
     doc = inspect.getdoc(what) or ""
     wanted = [one for one in inspect.signature(what).parameters if not one.startswith("_")]
     assert not [one for one in wanted if not re.search(rf"^ {{4}}\*{{0,2}}{one}(?: \(.*\))?:", doc, re.M)]
+
+
+def test_nothing_public_changes_by_accident() -> None:
+    with script("public_names") as names:
+        assert set(PACKAGES) == set(names.PACKAGES)
+        said = names.FILE.read_text(encoding="utf-8").splitlines()
+        assert names.rendered().splitlines() == said, "if it is meant: python -m scripts.public_names, and CHANGELOG.md"

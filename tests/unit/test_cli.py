@@ -17,8 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 import kvpolicy
+from kvpolicy._repr import pretty
 from kvpolicy.cli import _plugins, app
-from kvpolicy.cli._pretty import pretty
 
 Offer = Callable[[str], None]
 WIDE = {"COLUMNS": "160", "TERMINAL_WIDTH": "160"}

@@ -12,8 +12,9 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from .._repr import pretty
 from ..policies import RECIPES
-from ._pretty import marked, pretty
+from ._pretty import marked
 from ._recipes import Recipe, find
 
 CODE = "ansi_dark"
