@@ -15,6 +15,7 @@ from .._progress import progress_bar
 from ..loading.threads import fit_threads
 from .arms import arms_of
 from .processes import Processes
+from .retained import draw_retained
 from .run import evaluate, subject_of
 from .tables import failures_table, quality_table
 from .tasks import tasks_of
@@ -95,7 +96,10 @@ def evaluate_command(
         if not Processes().first:
             return
         bar.begin("summing up")
-        summary = write(result, out, tasks=tasks, arms=arms, highlight=own)
+        name, first = next(iter(tasks.items()))
+        sample = first.samples(subject, samples, seed)[0]
+        retained = draw_retained(subject, f"sample 0 of {name}", sample, arms)
+        summary = write(result, out, tasks=tasks, arms=arms, highlight=own, retained=retained)
     console = Console()
     console.print(quality_table(summary))
     if result.failures:

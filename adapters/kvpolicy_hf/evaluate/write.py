@@ -25,6 +25,7 @@ def write(
     tasks: Mapping[str, Task],
     arms: Sequence[Arm],
     highlight: Sequence[str] = (),
+    retained: Sequence[tuple[str, bytes]] = (),
 ) -> pl.DataFrame:
     """Write ``rows.csv``, ``rows.parquet``, ``summary.csv``, the charts as PNG and ``report.html``.
 
@@ -34,6 +35,7 @@ def write(
         tasks: by name, for the report.
         arms: what was measured, likewise.
         highlight: policies that stand out in charts; with none, those that nothing beats.
+        retained: further pictures with their captions, as `draw_retained` makes them.
 
     Returns:
         The summary.
@@ -43,7 +45,7 @@ def write(
     result.rows.write_parquet(folder / "rows.parquet")
     summary = summarise(result.rows)
     summary.write_csv(folder / "summary.csv")
-    pictures = draw_charts(summary, highlight=highlight)
+    pictures = [*draw_charts(summary, highlight=highlight), *retained]
     for number, (_, data) in enumerate(pictures, 1):
         (folder / f"chart-{number}.png").write_bytes(data)
     failures = {f"not measured: {label}": f"{task}: {reason}" for task, label, _, reason in result.failures}
