@@ -46,19 +46,52 @@ TITLES = {
     "smollm2-pydoc": "SmolLM2-135M-Instruct: the help topics of Python, 512 tokens of prompt",
     "demo": "The demo's vision-language model: questions about pictures",
     "demo-own": "A composition of our own, on the demo's model",
+    "demo-held-out": "A composition of our own, on tasks that its search has not seen",
 }
 OWN = "composition"  # what `kvpolicy tune` found
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What a search found.
+
+    Attributes:
+        file: its JSON, beside the results.
+        command: of the search.
+        judged: what it is judged on.
+    """
+
+    file: str
+    command: str
+    judged: str
+
+
+COMPOSITIONS = {
+    "demo-own": Composition(
+        "composition.json",
+        "kvpolicy tune demo --keep 0.2 --answered 400 --samples 12 --trials 100",
+        "Here it stands beside every recipe on samples of other seeds than those of the search, at the same budget. It "
+        "was found on this model and these tasks, and is no promise for others: search on yours.",
+    ),
+    "demo-held-out": Composition(
+        "composition-of-short-answers.json",
+        "kvpolicy tune demo --keep 0.2 --task grid-at --task grid-where --task photo-at --task photo-where "
+        "--answered 300 --samples 12 --trials 80",
+        "The search saw two kinds of question, what lies where and where something is, which are answered by a word or "
+        "two. Here it stands beside every recipe on the other two kinds, at the same budget: to read out a row, and to "
+        "say the password, a word before the picture. What a search gains on one kind of question need not carry over "
+        "to another.",
+    ),
+}
 FOUND = """\
-`kvpolicy tune demo --keep 0.2 --answered 400 --samples 12 --trials 100` searched the parts on this model and its tasks
-([how](evaluate.md#search-for-a-better-one)), and found what is in `docs/results/quality/composition.json`, for
-`kvpolicy.from_json`:
+`%s` searched the parts on this model ([how](evaluate.md#search-for-a-better-one)), and found what is in
+`docs/results/quality/%s`, for `kvpolicy.from_json`:
 
 ```text
 %s
 ```
 
-Here it stands beside every recipe on samples of other seeds than those of the search, at the same budget. It was found
-on this model and these tasks, and is no promise for others: search on yours.
+%s
 """
 
 
@@ -129,11 +162,11 @@ def rendered(found: Mapping[str, Run]) -> str:
             provenance(name, run),
             f"![Quality against bytes](assets/quality/{name}.png)\n",
         ]
-        parts += (
-            own(run, summary)
-            if OWN in run.rows["policy"]
-            else [*(orderings(run, by) for by in MEASURES), *tables(summary)]
-        )
+        if name in COMPOSITIONS:
+            parts += own(run, summary, COMPOSITIONS[name])
+        else:
+            published = [orderings(run, by) for by in MEASURES]
+            parts += [*filter(None, published), *tables(summary)]
     return "\n".join(parts)
 
 
@@ -206,10 +239,10 @@ def _ordering(run: Run, claim: Claim, keep: float) -> str:
     return f"{keep:g}: {_signed(found)}, {VERDICTS[found['verdict']]}"
 
 
-def own(run: Run, summary: pl.DataFrame) -> Iterable[str]:
+def own(run: Run, summary: pl.DataFrame, what: Composition) -> Iterable[str]:
     """The composition, against every recipe, and against itself with one part changed."""
-    found = (RESULTS / "composition.json").read_text(encoding="utf-8")
-    yield FOUND % pretty(from_json(found))
+    found = (RESULTS / what.file).read_text(encoding="utf-8")
+    yield FOUND % (what.command, what.file, pretty(from_json(found)), what.judged)
     of_all = summary.filter(pl.col("task") == "all", pl.col("metric") == "quality")
     measured = {row["policy"]: row for row in of_all.iter_rows(named=True)}
     mine = measured.pop(OWN)
@@ -219,6 +252,8 @@ def own(run: Run, summary: pl.DataFrame) -> Iterable[str]:
         ("Against every recipe", [name for name in ordered if name in RECIPES]),
         ("What each part brings", [name for name in ordered if name not in RECIPES]),
     ):
+        if not chosen:
+            continue
         head = "| | bytes | quality | the composition is better by [95%] | |\n|---|---:|---:|---:|---|"
         yield "\n".join([f"### {title}\n", head, *(_against_own(run, measured[name]) for name in chosen)]) + "\n"
 
