@@ -114,7 +114,7 @@ RUNS = {
         24,
         0,
     ),
-    "smollm2-needle": Run("smollm2", ("needle-512", "needle-1k"), ((WINDOWED, (0.5, 0.2)),), 16, 0),
+    "smollm2-needle": Run("smollm2", ("needle-512",), ((WINDOWED, (0.5, 0.2)),), 16, 0),
     "demo-own": Run("demo", None, ((None, (0.2,)), (own, (0.2,))), 96, 0, seed=101),
     "demo-held-out": Run(
         "demo",

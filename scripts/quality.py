@@ -44,6 +44,7 @@ not that it was measured wrongly there.
 """
 TITLES = {
     "smollm2-pydoc": "SmolLM2-135M-Instruct: the help topics of Python, 512 tokens of prompt",
+    "smollm2-needle": "SmolLM2-135M-Instruct: a number hidden in 512 tokens of Python's help, and asked for at the end",
     "demo": "The demo's vision-language model: questions about pictures",
     "demo-own": "A composition of our own, on the demo's model",
     "demo-held-out": "A composition of our own, on tasks that its search has not seen",
