@@ -47,7 +47,8 @@ TITLES = {
     "smollm2-needle": "SmolLM2-135M-Instruct: a number hidden in 512 tokens of Python's help, and asked for at the end",
     "demo": "The demo's vision-language model: questions about pictures",
     "demo-own": "A composition of our own, on the demo's model",
-    "demo-held-out": "A composition of our own, on tasks that its search has not seen",
+    "demo-held-out": "A composition of our own, on kinds of question that its search has not seen",
+    "demo-photos": "A composition of our own, on kinds of picture that its search has not seen",
 }
 OWN = "composition"  # what `kvpolicy tune` found
 
@@ -82,6 +83,13 @@ COMPOSITIONS = {
         "two. Here it stands beside every recipe on the other two kinds, at the same budget: to read out a row, and to "
         "say the password, a word before the picture. What a search gains on one kind of question need not carry over "
         "to another.",
+    ),
+    "demo-photos": Composition(
+        "composition-of-grids.json",
+        "kvpolicy tune demo --keep 0.2 --task grid-at --task grid-where --task grid-row --task grid-password "
+        "--answered 300 --samples 12 --trials 80",
+        "The search saw grids that are full of objects, where all of a picture matters. Here it stands beside every "
+        "recipe on a few objects on a photograph, where most of a picture does not, at the same budget.",
     ),
 }
 FOUND = """\
