@@ -24,7 +24,7 @@ def test_two_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     run("01_two_lines.py", monkeypatch=monkeypatch)
     out = capsys.readouterr().out
     assert "question: where is the " in out
-    assert "Policy(prefill=Pipeline(" in out
+    assert "Policy(\n    prefill=Pipeline(" in out
     assert "of full" in out
 
 
