@@ -208,3 +208,16 @@ def test_what_a_policy_says_of_heads() -> None:
     assert all(says(score) for score in ALIKE)
     assert not says(replace(ALIKE[0], heads="each"))
     assert not says(Recency(), Clusters())
+
+
+def test_a_selector_that_lies_of_other_processes_is_named() -> None:
+    @dataclass(frozen=True)
+    class ByProcess:
+        alike_heads: bool = True
+
+        def select(self, scored: Scored, quota: Quota, step: Step) -> Selection:
+            turned = scored.scores * (1.0 - 2.0 * step.heads.rank)  # type: ignore[attr-defined]
+            return Selection(step.ops.top_k(turned, quota, scored.view))
+
+    with pytest.raises(PlanError, match="ByProcess at layer 0 says alike_heads"):
+        drive_shared(both(Recency(), select=ByProcess()), REQUEST, 2)

@@ -211,10 +211,14 @@ def test_totals_are_exact(request_: Request, schedule: Any, more: int, backend: 
 
 
 @BOTH
-def test_a_layer_that_the_prompt_did_not_fill_keeps_its_share_while_decoding(backend: str) -> None:
+@pytest.mark.parametrize(("weights", "prompt", "held"), [((100.0, 1.0), 8, [8, 0]), ((3.0, 1.0), 6, [6, 2])])
+def test_a_layer_that_the_prompt_did_not_fill_keeps_its_share_while_decoding(
+    backend: str, weights: tuple[float, float], prompt: int, held: list[int]
+) -> None:
     """The first layer may hold the whole prompt, so nothing is planned there; its share is not lost."""
-    prefill = Pipeline(schedule=FixedRows(4), score=Recency(), allocate=HeadTable(((100.0,), (1.0,))))
+    table = tuple((weight,) for weight in weights)
+    prefill = Pipeline(schedule=FixedRows(4), score=Recency(), allocate=HeadTable(table))
     decode = Pipeline(schedule=FixedRows(4), score=Recency(), allocate=LikePrompt())
-    request = make_request(layers=2, heads=1, prompt=8, steps=3)
+    request = make_request(layers=2, heads=1, prompt=prompt, steps=3)
     trace = drive(Policy(prefill=prefill, decode=decode), request, backend=backend)
-    assert [[len(table[0][0].positions) for table in one.tables] for one in trace.passes] == [[8, 0]] * 4
+    assert [[len(table[0][0].positions) for table in one.tables] for one in trace.passes] == [held] * 4

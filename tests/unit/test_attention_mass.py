@@ -185,3 +185,13 @@ def test_weights_and_thresholds_are_the_oracles(
         case.torch, theirs, weights=in_torch(weights), group=group, above=above
     )
     np.testing.assert_allclose(got.numpy(), due, rtol=0, atol=1e-12)
+
+
+@BOTH
+def test_shares_that_are_told_are_means_and_stand_for_nothing_else(backend: str) -> None:
+    view, step = two_queries(backend, heads=2)
+    told = replace(step, shares=to(backend, np.full((1, 1, 2), 7.0)))
+    ways: list[dict[str, Any]] = [{"group": "max"}, {"above": 0.5}]
+    for way in ways:
+        due = np.asarray(step.ops.attention_mass(view, step, **way))
+        assert np.asarray(step.ops.attention_mass(view, told, **way)).tolist() == due.tolist()

@@ -198,6 +198,7 @@ BOTH_WAYS = recalling(AGAIN, 5, score=Recency())
     [
         (h2o(rows=99), (6, 1, 1), 7, 8, "AttentionMass() observed what they do to other rows"),
         (Policy(decode=h2o(rows=99).decode), (6,), 3, 6, "AttentionMass() observed"),
+        (Policy(prefill=WITHIN[0].prefill, decode=h2o(rows=99).decode), (6, 1), 6, 7, "): AttentionMass() observed"),
         (MANY, (6, 1, 1), 7, 8, "WindowMass(window=4) goes by the latest queries"),
         (streaming_llm(rows=4), (6, 1, 1), 7, 8, "a plan of Pipeline(schedule=FixedRows(rows=4)"),
         (streaming_llm(rows=99), (6, 1), 4, 6, "Pipeline(schedule=FixedRows(rows=99), score=Recency(), "),
@@ -207,7 +208,7 @@ BOTH_WAYS = recalling(AGAIN, 5, score=Recency())
         (Policy(prefill=BOTH_WAYS, decode=BOTH_WAYS), (9, 1), 9, 10, "brought rows back from the archive"),
         (ada_kv(rows=3, window=3), (9, 1), 8, 9, "a plan of Pipeline(schedule=FixedRows(rows=3), score=Pooled("),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_cannot_be_undone_is_refused(
     backend: str, policy: Policy, passes: tuple[int, ...], to_: int, settled: int, says: str

@@ -121,7 +121,8 @@ def request_for(policy: Policy) -> Request:
     return replace(REQUEST, **dict(zip(("queries", "keys", "values"), cut, strict=True)))
 
 
-CASES = [*((name, "torch") for name in POLICIES), *((name, "numpy") for name in stock.POLICIES)]
+ON_NUMPY = [*stock.POLICIES, *(f"apart: {score!r}" for score in MEANS[:2])]  # which refuses to read beyond an array
+CASES = [*((name, "torch") for name in POLICIES), *((name, "numpy") for name in ON_NUMPY)]
 
 
 @pytest.mark.parametrize(("name", "backend"), CASES)

@@ -19,6 +19,7 @@ from driving import drive, make_request
 import kvpolicy
 from kvpolicy import (
     RECIPES,
+    AdaptiveHeads,
     AttentionMass,
     CacheView,
     Column,
@@ -36,6 +37,7 @@ from kvpolicy import (
     PlanError,
     Policy,
     PolicyError,
+    Pooled,
     Recency,
     Scored,
     Selection,
@@ -208,6 +210,11 @@ class TestRefusals:
             (lambda: h2o(keep=0.2, recent=float("nan")), "recent=nan"),
             (lambda: AttentionMass(heads="both"), "heads='both'"),
             (lambda: TopK(first=True), "first=True"),
+            (lambda: TopK(last=-1), "last=-1"),
+            (lambda: FixedPoint(first=-1), "first=-1"),
+            (lambda: NearestPosition(first=-1), "first=-1"),
+            (lambda: AdaptiveHeads(floor=1.5), "floor=1.5"),
+            (lambda: Pooled(Recency(), kernel=-1), "kernel=-1"),
             (lambda: Fold(NearestPosition(), Mean(), keys="no"), "keys='no'"),
             (lambda: Policy(count_bias="no"), "count_bias='no'"),
             (lambda: h2o(memory="9" * 400), f"memory='{'9' * 400}'"),  # no float reaches it
@@ -554,6 +561,9 @@ class TestWrongAnswers:
 
     def test_unchecked_is_unchecked(self, backend: str) -> None:
         policy = Policy(prefill=Pipeline(schedule=FixedRows(4), score=Answer(SCORES["NaN in one place"][0])))
+        drive(policy, make_request(layers=2, prompt=8, steps=0), backend=backend, check=False)
+        merge = Answer(PLANS["infinite self-weights"][0])
+        policy = Policy(prefill=Pipeline(schedule=FixedRows(4), score=Recency(), merge=merge))
         drive(policy, make_request(layers=2, prompt=8, steps=0), backend=backend, check=False)
 
 

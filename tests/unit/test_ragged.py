@@ -55,7 +55,7 @@ def policy_of(*extra: tuple[int, ...], rows: int = 8, score: Any = None, **stage
 
 
 @pytest.mark.parametrize(
-    "kept", [[60, 10, 10, 10], [0, 0, 0, 40], [[5, 9], [30, 2]], [33, 20, 12, 40], [1, 0], [[0, 0], [0, 60]]]
+    "kept", [[60, 10, 10, 10], [0, 0, 0, 40], [[5, 9], [30, 2]], [33, 20, 12, 40], [1, 0], [[0, 0], [0, 60]], [7, 5]]
 )
 def test_bytes_are_those_of_the_rows(kept: Any) -> None:
     store = ragged(kept)
@@ -172,6 +172,17 @@ def test_growth_is_each_heads_own_and_rare() -> None:
     for head, count in enumerate((60, 6, 0)):
         due = [*range(count), *range(64, 104)]
         assert table_of(store.view(), 0, head, np.asarray).positions == due
+
+
+def test_growth_of_one_head_loses_no_row_of_another() -> None:
+    store = ragged([12, 3])
+    view = store.view()
+    keep = view.valid & ((view.positions > 2) | (torch.arange(2) == 1)[None, :, None])
+    store.apply(Plan(keep=keep), np.array([[9, 3]]))  # leaves holes at the start of the first head
+    for start in (64, 65):  # the second head has room for one of these
+        store.append(arriving("torch", start, 1, dim=DIM))
+    tables = [table_of(store.view(), 0, head, np.asarray).positions for head in range(2)]
+    assert tables == [[*range(3, 12), 64, 65], [0, 1, 2, 64, 65]]
 
 
 def test_storage_that_is_no_longer_needed_is_given_back() -> None:

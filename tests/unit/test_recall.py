@@ -22,10 +22,13 @@ from kvpolicy import (
     Mean,
     NearestPosition,
     Pipeline,
+    Plan,
     PlanError,
     Policy,
     PolicyError,
     Recency,
+    Scored,
+    Selection,
     Session,
     Step,
     backend_by_name,
@@ -246,3 +249,15 @@ def test_a_wrong_answer_is_named_with_its_layer(backend: str, answer: Any, says:
 def test_what_is_no_recaller_is_refused(value: Any) -> None:
     with pytest.raises(PolicyError, match="recall="):
         recalling(value)
+
+
+@BOTH
+def test_a_plan_that_is_wrong_is_named_before_anything_is_archived(backend: str) -> None:
+    class Forgets:
+        def merge(self, scored: Scored, selection: Selection, step: Step) -> Plan:
+            return Plan(selection.keep & (scored.view.positions != 9))
+
+    stage = recalling(every(3), score=Recency(), merge=Forgets())
+    request = make_request(prompt=10, steps=0)
+    with pytest.raises(PlanError, match="plan of Forgets at layer 0 does not keep the rows that were selected"):
+        feed(Session(Policy(prefill=stage), backend_by_name(backend), 1), request, 0, 10)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kvpolicy.report import format_bytes
+from kvpolicy import full
+from kvpolicy.report import Report, format_bytes
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,9 @@ from kvpolicy.report import format_bytes
 )
 def test_bytes_are_printed_in_the_largest_unit_that_they_fill(size: float, text: str) -> None:
     assert format_bytes(size) == text
+
+
+@pytest.mark.parametrize(("tokens", "text"), [((8, 8), "8"), ((5, 3, 8), "3 to 8 (3 batch rows)")])
+def test_tokens_of_batch_rows_are_a_range_where_they_differ(tokens: tuple[int, ...], text: str) -> None:
+    report = Report(policy=full(), backend="torch", tokens=tokens, layers=())
+    assert f"tokens seen {text} · " in str(report)

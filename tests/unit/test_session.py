@@ -30,6 +30,7 @@ from kvpolicy import (
     Policy,
     Recency,
     Scored,
+    Selection,
     Session,
     Step,
     TopK,
@@ -125,6 +126,19 @@ class TestWholeModel:
         assert trace.passes[3].tables[0][0][0].positions == [*range(12, 18), 21, 22]
         assert trace.passes[3].tables[1][0][0].positions == [16, 17, 21, 22]
 
+    def test_a_layer_above_its_share_is_left_alone_while_the_total_is_within_the_budget(self, backend: str) -> None:
+        planned: list[int] = []
+        prefill, decode = (Pipeline(schedule=FixedRows(n), score=Recency(), allocate=Pyramid()) for n in (5, 7))
+        request = make_request(layers=3, prompt=20, steps=2)
+        told = drive(
+            Policy(prefill=prefill, decode=decode),
+            request,
+            backend=backend,
+            listen=lambda layer, *_: planned.append(layer),
+        )
+        assert planned == [0, 1, 2]  # in the prompt; 10 + 7 + 4 rows are no more than 21
+        assert held(told, 2) == [[10], [7], [4]]
+
     def test_nothing_happens_before_the_last_layer_has_attended(self, backend: str) -> None:
         seen: list[tuple[int, int]] = []
         pipeline = Pipeline(schedule=FixedRows(5), score=Recency(), allocate=Pyramid())
@@ -173,6 +187,23 @@ class TestReport:
         assert report.full_kv_bytes == 2 * 3 * 25 * (4 + 4) * 8
         assert f"{7 / 25:.1%} of full" in str(report)
         assert "FixedRows(rows=6)" in str(report)
+
+    @pytest.mark.parametrize("backend", ["numpy", "torch"])
+    @pytest.mark.parametrize("targets", [1, 2])
+    def test_a_row_is_merged_whichever_of_its_targets_it_folds_into(self, backend: str, targets: int) -> None:
+        class LastOnly:
+            def merge(self, scored: Scored, selection: Selection, step: Step) -> Plan:
+                view, keep, xp = scored.view, selection.keep, scored.view.xp
+                none = xp.full_like(view.positions, -1)
+                first = xp.where(view.valid & ~keep, xp.zeros_like(none), none)
+                into = xp.stack([*[none] * (targets - 1), first], axis=-1)
+                weight = xp.zeros(into.shape, dtype=xp.float64)
+                return Plan(keep, into=into, weight=weight, self_weight=weight[..., 0] + 1)
+
+        stages: dict[str, Any] = {"score": Recency(), "select": TopK(first=1), "merge": LastOnly()}
+        policy = Policy(prefill=Pipeline(schedule=FixedRows(4), **stages))
+        report = drive(policy, make_request(prompt=10, steps=0), backend=backend).session.report()
+        assert (report.merged, report.evicted) == (2 * 6, 0)
 
     def test_protected_rows_above_the_budget_are_counted(self) -> None:
         request = make_request(prompt=10, steps=0, heads=3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from kvpolicy import (
     AttentionMass,
     CacheError,
     CacheView,
+    Clusters,
     Column,
     Every,
     FixedRows,
@@ -27,6 +28,7 @@ from kvpolicy import (
     KeepRatio,
     MemoryBudget,
     Pass,
+    Phase,
     Pipeline,
     PlanError,
     Policy,
@@ -152,6 +154,55 @@ def test_what_comes_after_is_the_same_too(seed: int, name: str, tokens: int, len
     assert steady.steady  # also after a further prompt
 
 
+@dataclass(frozen=True)
+class Told:
+    """Notes what it is told of the tokens decoded."""
+
+    notes: list[list[Any]] = field(default_factory=list)
+
+    def score(self, view: CacheView, step: Step, /) -> Any:
+        """The later, the better."""
+        if step.phase is Phase.DECODE:
+            told = (step.seen, step.length, step.prompt, step.prompt_kept, step.query_positions, step.query_valid)
+            self.notes.append([np.ravel(data).tolist() for data in told])
+        return view.xp.astype(view.positions, view.xp.float64)
+
+
+def test_stages_are_told_the_same_of_every_token() -> None:
+    request = make_request(layers=2, batch=2, prompt=14, steps=3, padding=(0, 5))
+    plain, steady = Told(), Told()
+    for told in (plain, steady):
+        session = started(decoding(FixedRows(6), told), request, steady=told is steady)
+        for start in (14, 15, 16):
+            run(session, request, start)
+    assert len(plain.notes) == 3 * 2
+    assert steady.notes == plain.notes
+
+
+def test_the_last_token_there_is_room_for_has_a_budget_of_its_own() -> None:
+    request = make_request(prompt=MAX_LENGTH - 3, steps=3)
+    session = started(decoding(KeepRatio(0.7)), request, steady=True)
+    held = [len(run(session, request, start).tables[0][0][0].positions) for start in (37, 38, 39)]
+    assert held == [27, 27, 28]  # 0.7 of 38, 39 and 40 tokens
+
+
+def test_tokens_that_were_planned_in_place_cannot_be_taken_back() -> None:
+    request = make_request(prompt=10, steps=2)
+    session = started(streaming_llm(rows=6), request, steady=True)
+    run(session, request, 10)
+    run(session, request, 11)
+    with pytest.raises(CacheError, match=r"crop\(11\): a plan of .* the tokens up to 12 cannot be taken back"):
+        session.crop(11)
+    session.crop(12)
+
+
+def test_scalars_of_tables_in_place_are_reported() -> None:
+    session = started(h2o(rows=6), make_request(layers=2, prompt=10, steps=0), steady=True)
+    told = [layer.column_bytes for layer in session.report().layers]
+    assert told == [layer.table.nbytes()[1] for layer in session.steady]
+    assert min(told) > 0
+
+
 def test_the_room_is_what_the_schedule_will_allow() -> None:
     request = make_request(batch=2, prompt=20, steps=0)
     session = started(streaming_llm(keep=0.5), request, steady=True)
@@ -261,6 +312,7 @@ REFUSED = {
         decoding(FixedRows(9), select=TopK(text=True)),
         "select=TopK.*text=True.* may keep more rows than the quota",
     ),
+    "selector": (decoding(FixedRows(9), select=Clusters()), "select=Clusters.* may keep more rows than the quota"),
     "merge": (cam(keep=0.5), "merge=.* folds rows while decoding"),
     "window": (decoding(FixedRows(9), WindowMass(window=4)), "score=WindowMass.* looks at queries of earlier tokens"),
     "layers": (decoding(FixedRows(9), Shared(Recency())), "score=Shared.* waits until every layer has attended"),

@@ -146,6 +146,16 @@ def test_growth_without_a_bound_is_rare_and_with_one_exact() -> None:
     assert max(sizes) < 120 * 1.2
 
 
+def test_a_view_does_not_grow_while_it_has_a_free_slot() -> None:
+    store = backend_by_name("torch").store(0, 1)
+    for start, count in ((0, 40), (40, 1)):
+        view = store.append(arriving("torch", start, count))
+    assert store.capacity > view.shape[2] == 41
+    keep = view.valid & (view.positions != 7)
+    store.apply(Plan(keep=keep), kept_by(keep))
+    assert store.append(arriving("torch", 41, 1)).shape[2] == 41
+
+
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_plan_gives_memory_back(merge: bool) -> None:
     store = backend_by_name("torch").store(0, 1)

@@ -24,6 +24,7 @@ from kvpolicy import (
     backend_by_name,
     h2o,
     streaming_llm,
+    tova,
 )
 
 REQUEST = make_request(batch=2, groups=2, prompt=12, steps=1)
@@ -67,6 +68,28 @@ def test_a_session_says_what_it_wants_to_be_told() -> None:
     assert (asks.wants_shares, asks.wants_sums) == (True, True)
     goes_by_place = Session(streaming_llm(rows=6), backend_by_name("torch"), 1)
     assert (goes_by_place.wants_shares, goes_by_place.wants_sums) == (False, False)
+    looks = Session(tova(rows=6), backend_by_name("torch"), 1)  # at the latest query, and observes nothing
+    assert (looks.wants_shares, looks.wants_sums) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["shares", "log_sums"])
+def test_a_stage_hears_what_is_told(name: str) -> None:
+    heard: list[Any] = []
+
+    class Hears:
+        def observe(self, view: Any, step: Any) -> Any:
+            heard.append((step.shares, step.log_sums))
+            return {}
+
+        def score(self, view: Any, step: Any) -> Any:
+            return view.positions
+
+    session = Session(Policy(decode=Pipeline(schedule=FixedRows(6), score=Hears())), backend_by_name("torch"), 1)
+    places, told = torch.arange(3)[None], torch.ones(1, 2, 3)
+    now = Pass(0, places, places >= 0, np.array([3]), {})
+    session.append(0, *(torch.ones(1, 2, 3, 4) for _ in range(2)), now)
+    session.advance(0, torch.ones(1, 2, 3, 4), 1.0, now, **{name: told})
+    assert [one is told for one in heard[0]] == [name == "shares", name == "log_sums"]
 
 
 def test_scores_that_cross_no_layers_stay_as_they_are() -> None:

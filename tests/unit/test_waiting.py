@@ -24,6 +24,7 @@ from kvpolicy import (
     Session,
     Step,
     TopK,
+    Uniform,
     ada_kv,
     backend_by_name,
     elastic_cache,
@@ -106,6 +107,35 @@ def test_what_is_wrong_in_the_first_layer_is_told_at_the_end_of_the_pass(backend
     with pytest.raises(PlanError, match=r"scores of NotANumber at layer 1 are NaN \(first at batch row 0, head 0"):
         drive(policy, REQUEST, backend=backend)
     assert scorer.scored == [0, 1, 2, 3]
+
+
+@dataclass(frozen=True)
+class Equal:
+    """Allocator and scorer that take whatever they are given, and note that they were asked."""
+
+    asked: list[str]
+    whole_model: bool = True
+
+    def allocate(self, budget: Any, layers: Any, step: Step) -> Any:
+        self.asked.append("allocate")
+        return Uniform().allocate(budget, layers, step)
+
+    def score(self, view: CacheView, step: Step) -> Any:
+        return NotANumber(1, []).score(view, step)
+
+    def across(self, layers: Any, step: Step) -> Any:
+        self.asked.append("across")
+        return [scored.scores for scored in layers]
+
+
+@pytest.mark.parametrize("crosses", [True, False])
+def test_nobody_goes_by_scores_that_are_wrong(crosses: bool) -> None:
+    asked: list[str] = []
+    stage = Equal(asked)
+    parts: dict[str, Any] = {"score": stage} if crosses else {"score": NotANumber(1, []), "allocate": stage}
+    with pytest.raises(PlanError, match="NaN"):
+        drive(Policy(prefill=Pipeline(schedule=FixedRows(3), **parts)), REQUEST, backend="torch")
+    assert asked == []
 
 
 def test_nobody_is_told_of_a_plan_that_is_wrong() -> None:

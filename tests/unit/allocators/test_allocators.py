@@ -182,6 +182,14 @@ class TestByVariance:
         share = 8 * math.exp(-0.5) / (math.exp(-0.5) + 1)
         assert rows.tolist() == [[round(share)] * 2, [8 - round(share)] * 2]
 
+    def test_heads_are_scaled_between_the_least_and_the_greatest(self) -> None:
+        off = np.tile([-1.0, 1.0], 20)
+        scores = np.stack([[[5 + spread * off for spread in heads]] for heads in ((1, 2, 2), (1, 1, 1))])
+        layers, step = layers_of(scores)  # variances 1, 4 and 4 are 0, 1 and 1 when scaled
+        rows = quotas(ByVariance(), np.array([20]), layers, step)[:, 0]
+        share = round(40 * math.exp(-2 / 3) / (math.exp(-2 / 3) + 1))
+        assert rows.tolist() == [[share] * 3, [40 - share] * 3]
+
     def test_exempt_layers_count_inside_the_total(self) -> None:
         layers, step = layers_of(np.random.default_rng(0).exponential(size=(4, 1, 2, 10)))
         rows = quotas(ByVariance(exempt=(1,)), np.array([5]), layers, step)[:, 0, 0]

@@ -63,6 +63,18 @@ class TestText:
     def test_where_there_is_no_image_all_compete(self, place: Place) -> None:
         assert kept(TopK(text=True), scene(place, {0: {1, 2, 3}}), 2) == [[0, 4, 5], [4, 5]]
 
+    def test_text_stays_in_a_head_that_holds_none_of_the_image(self, place: Place) -> None:
+        made = make_scene(place=place, batch=1, heads=2, rows=6, empty=1)
+        places = made.view.positions
+        segment = np.where((places == 1) & (np.arange(2)[:, None] == 1), IMAGE, TEXT)  # the second head has all of it
+        view = replace(made.view, columns={**made.view.columns, "segment": Column(segment)})
+        made = replace(made, view=view, scores=places.astype(np.float64))
+        keep = made.host(TopK(text=True).select(made.scored, np.full((1, 2), 2), made.asked).keep).astype(bool)
+        assert [sorted(places[0, head, keep[0, head]].tolist()) for head in (0, 1)] == [
+            [0, 1, 2, 3, 4, 5],
+            [0, 2, 3, 4, 5],
+        ]
+
     def test_text_stays_also_when_the_last_image_row_has_gone(self, place: Place) -> None:
         made = scene(place, {0: {1, 2, 3}, 1: set()})
         chosen = TopK(text=True).select(made.scored, np.full((2, 1), 2), made.asked)
