@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import LLAMA, LLAVA, MIXED, Family, assert_same_tables, new_llama
+from models import LLAMA, LLAVA, MIXED, Family, assert_same_tables, new_llama, words
 from torch import Tensor
 from torch._dynamo import register_backend
 from transformers import CompileConfig, PreTrainedModel
@@ -137,6 +137,12 @@ def test_turns_beams_copies_and_resets() -> None:
     assert torch.equal(*(model.generate(**inputs, past_key_values=cache, num_beams=3, **asked) for cache in beams))
 
 
+def assert_same_logits(model: PreTrainedModel, tokens: Tensor, one: PolicyCache, other: PolicyCache) -> None:
+    """To rounding: rows may stand in other slots, and sums have another order."""
+    logits = [model(input_ids=tokens, past_key_values=cache).logits for cache in (one, other)]
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+
+
 def test_tokens_are_taken_back_where_that_is_exact() -> None:
     model, inputs = small(), LLAMA.even()
     caches = [PolicyCache(model, kvpolicy.snapkv(rows=9), inputs=inputs) for _ in range(2)]
@@ -145,6 +151,22 @@ def test_tokens_are_taken_back_where_that_is_exact() -> None:
         model.generate(**inputs, past_key_values=cache, max_new_tokens=5, do_sample=False)
         cache.crop(-2)
     assert_same_tables(*caches)
+    assert_same_logits(model, inputs["input_ids"][:, :1], *caches)
+
+
+def test_batch_rows_that_are_chosen() -> None:
+    """As many as there were stay in place; of another number no pass was made for."""
+    model, inputs = small(), LLAMA.even()
+    caches = [PolicyCache(model, POLICIES["h2o"], inputs=inputs) for _ in range(2)]
+    compile_decode(model, caches[0], max_length=inputs["input_ids"].shape[1] + NEW)
+    rows = torch.arange(len(inputs["input_ids"]))
+    for cache in caches:
+        model(**inputs, past_key_values=cache)
+    for chosen, stays in ((rows.flip(0), True), (rows[1:], False)):
+        for cache in caches:
+            cache.batch_select_indices(chosen)
+        assert [layer.steady is not None for layer in caches[0].layers] == [stays] * len(caches[0].layers)
+        assert_same_logits(model, words(1, 7).expand(len(chosen), 1), *caches)
 
 
 def test_no_token_without_room() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -153,6 +154,15 @@ def test_a_cache_whose_model_is_gone() -> None:
     del model
     with pytest.raises(CacheError, match="another model"):
         new_tokens(other, text_row(20, 1), past_key_values=cache)
+
+
+def test_a_layer_whose_cache_is_gone() -> None:
+    model = new_llama()
+    enable(model)
+    layer = PolicyCache(model, H2O).layers[0]
+    gc.collect()
+    with pytest.raises(CacheError, match=r"this layer's PolicyCache is gone\. Hint: keep the cache"):
+        layer.get_seq_length()
 
 
 def test_a_model_that_does_not_look_its_attention_up() -> None:
@@ -443,6 +453,19 @@ def test_a_scorer_that_goes_wrong_is_named(wrong: str, seen: int, model_of: Mode
         assert new_tokens(model, short, 8, past_key_values=PolicyCache(model, policy)).shape == (1, 8)
         cache.reset()
         assert new_tokens(model, short, 8, past_key_values=cache).shape == (1, 8)
+
+
+def test_unchecked_scores_are_taken_at_their_word() -> None:
+    class Worthless:
+        def score(self, view: CacheView, step: Step) -> Tensor:
+            return torch.where(view.valid, torch.nan, 0.0)
+
+    model = new_llama()
+    enable(model)
+    policy = Policy(prefill=Pipeline(schedule=kvpolicy.FixedRows(4), score=Worthless()))
+    model(**text_row(9, 1), past_key_values=PolicyCache(model, policy, check=False))
+    with pytest.raises(PlanError, match="scores of Worthless at layer 0 are NaN"):
+        model(**text_row(9, 1), past_key_values=PolicyCache(model, policy))
 
 
 def test_nan_on_padding_is_nobodys_business(model_of: ModelOf) -> None:

@@ -28,7 +28,8 @@ from models import (
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import kvpolicy
-from kvpolicy_hf import PolicyCache, disable, enable, is_enabled
+from kvpolicy_hf import PolicyCache, disable, enable, is_enabled, softmax
+from kvpolicy_hf.softmax import Softmax
 
 WAYS: dict[str, tuple[Callable[[Family], Inputs], dict[str, Any]]] = {
     "greedy": (Family.even, {}),
@@ -265,3 +266,36 @@ def test_forward_without_an_attention_mask() -> None:
     torch.testing.assert_close(
         model(input_ids=step, past_key_values=cache).logits, model(input_ids=step, past_key_values=again).logits
     )
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_softmax_of_our_own_is_the_same_in_pieces(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(2, heads, 7, 8, generator=draw) for heads in (4, 2, 2))
+    made = Softmax(scale=0.5, softcap=3.0, sinks=torch.randn(4, generator=draw))
+    mask = torch.rand(2, 1, 7, 7, generator=draw) < 0.7 if told else None
+    whole = made.attend(queries, keys, values, mask, is_causal=not told, dropout=0.0)
+    assert whole.shape == (2, 7, 4, 8)
+    monkeypatch.setattr(softmax, "_ELEMENTS", 3 * 2 * 4 * 7)  # three queries at a time
+    pieces = made.attend(queries, keys, values, mask, is_causal=not told, dropout=0.0)
+    torch.testing.assert_close(pieces, whole)
+
+
+def test_a_backend_attends_to_single_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    model, inputs, asked = new_llama(), LLAMA.even(), list[int]()
+    enable(model)
+    caches = [PolicyCache(model, kvpolicy.h2o(rows=9), inputs=inputs, backend=name) for name in ("triton", "torch")]
+    backend = type(caches[0].session.ops)
+    attend = backend.attend  # type: ignore[attr-defined]
+
+    def counting(self: Any, view: Any, queries: torch.Tensor, **told: Any) -> Any:
+        asked.append(queries.shape[2])
+        return attend(self, view, queries, **told)
+
+    monkeypatch.setattr(backend, "attend", counting)
+    tokens = inputs["input_ids"]
+    for given in (tokens, tokens[:, :1], tokens[:, 1:4], tokens[:, 4:5]):
+        ours, due = (model(input_ids=given, past_key_values=cache).logits for cache in caches)
+        torch.testing.assert_close(ours, due, rtol=1e-4, atol=1e-4)
+    assert asked == [1] * 2 * len(caches[0].layers)

@@ -138,6 +138,14 @@ def test_guesses_that_nobody_took_back(model: PreTrainedModel) -> None:
         model(input_ids=words(1, 3), past_key_values=cache)
 
 
+def test_where_nothing_is_planned_a_prompt_may_end_anywhere(model: PreTrainedModel) -> None:
+    cache = PolicyCache(model, POLICIES["full"])  # is not told of the prompt
+    cache.activate_past_recording()
+    model(**text_row(12, 1), past_key_values=cache)
+    cache.crop(-3)
+    assert cache.get_seq_length() == 9
+
+
 def test_tokens_before_the_guesses_stay(model: PreTrainedModel) -> None:
     inputs = text_row(12, 1)
     cache = PolicyCache(model, POLICIES["h2o"], inputs=inputs)

@@ -169,15 +169,20 @@ class Asked:
     alike_heads: bool = True
 
     def select(self, scored: Scored, quota: Quota, step: Step) -> Selection:
-        self.heads.append(scored.scores.shape[1])
-        return TopK(first=1).select(scored, quota, step)
+        view = scored.view
+        data = [scored.scores, view.keys, view.values, view.positions, view.valid, *view.registers.values()]
+        data += [column.data for column in view.columns.values()]
+        self.heads.extend(one.shape[1] for one in data)
+        return TopK(first=1, text=True).select(scored, quota, step)
 
 
 @pytest.mark.parametrize("alike", [True, False])
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_of_heads_that_are_alike_one_is_planned(alike: bool, backend: str) -> None:
     select = Asked(alike_heads=alike)
-    traces = [drive(both(Recency(), select=stage), REQUEST, backend=backend) for stage in (select, TopK(first=1))]
+    traces = [
+        drive(both(Recency(), select=stage), REQUEST, backend=backend) for stage in (select, TopK(first=1, text=True))
+    ]
     assert set(select.heads) == {1 if alike else REQUEST.keys.shape[2]}
     for mine, yours in zip(*(trace.passes for trace in traces), strict=True):
         same_tables(mine, yours)
