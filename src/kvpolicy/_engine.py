@@ -261,7 +261,9 @@ def plan(
     if later is None:
         doubts.settle()
     plan: Plan = made
-    return replace(plan, registers={**selection.registers, **plan.registers}) if selection.registers else plan
+    if not selection.registers:
+        return plan
+    return replace(plan, registers={**of_all_heads(selection, view).registers, **plan.registers})
 
 
 class Trust(NamedTuple):

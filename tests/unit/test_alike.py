@@ -202,6 +202,15 @@ def test_a_part_of_the_heads_may_be_all_alike_and_unlike_the_others() -> None:
         drive_shared(both(ByProcess()), REQUEST, 2)
 
 
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize("score", [Recency(), KeyNorm()], ids=repr)
+def test_registers_of_a_selection_are_of_all_heads(score: Any, backend: str) -> None:
+    policy = Policy(prefill=Pipeline(schedule=FixedRows(6), score=score, select=TopK(first=1, text=True)))
+    for state in drive(policy, REQUEST, backend=backend).session._layers:
+        view = state.store.view()
+        assert view.registers["image"].shape == view.shape[:2]
+
+
 def test_unchecked_a_plan_is_taken_at_its_word() -> None:
     assert [state.alike for state in drive(both(Lying()), REQUEST, check=False).session._layers] == [True, True]
 
