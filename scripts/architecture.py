@@ -15,7 +15,7 @@ from pathlib import Path
 
 import grimp
 from scripts.module_families import FAMILIES, PACKAGES
-from scripts.page import DOCS, with_table
+from scripts.page import DOCS, table, with_table
 from scripts.svg import Drawing
 
 __all__ = ["PAGE", "PICTURE", "drawn", "imports", "levels", "needed", "tabled"]
@@ -137,13 +137,13 @@ def _way(upper: tuple[int, int], lower: tuple[int, int], cells: set[tuple[int, i
 
 def tabled() -> str:
     """Folders and what they are for, from their own docstrings."""
-    lines = ["| folder or module | one idea |", "|---|---|"]
+    rows = []
     for package in PACKAGES:
         for path in _parts(package):
             place = path.name if path.name != "__init__.py" else path.parent.name
             shown = f"{package}/{place}/" if path.name == "__init__.py" else f"{package}/{place}"
-            lines.append(f"| `{shown}` | {_first(path)} |")
-    return "\n".join(lines) + "\n"
+            rows.append((f"`{shown}`", _first(path)))
+    return table(("folder or module", "one idea"), rows) + "\n"
 
 
 def _parts(package: str) -> list[Path]:
@@ -158,7 +158,7 @@ def _parts(package: str) -> list[Path]:
 def _first(path: Path) -> str:
     """The first line of a module's docstring."""
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return doc.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|").replace("``", "`")
+    return doc.partition("\n\n")[0].replace("\n", " ").replace("``", "`")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from scripts.page import DOCS, with_table
+from scripts.page import DOCS, table, with_table
 
 import kvpolicy
 from kvpolicy_hf import enable
@@ -138,7 +138,7 @@ def made_by() -> dict[str, str]:
     }
 
 
-def table(about: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> str:
+def right_answers(about: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> str:
     """Right answers to all the questions, by policy and budget."""
     asked = [
         (question["right"], picture, number)
@@ -146,16 +146,17 @@ def table(about: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> s
         for number, question in enumerate(told["questions"])
     ]
     heads = [f"{keep:.0%}" for keep in about["keeps"]]
-    lines = [f"| policy | {' | '.join(heads)} |", "|---" + "|---:" * len(heads) + "|"]
+    rows = []
     for name in about["policies"]:
         right = [
             sum(cells[picture][name][number][stop][0] == answer for answer, picture, number in asked)
             for stop in range(len(heads))
         ]
-        lines.append(f"| `{name}` | {' | '.join(map(str, right))} |")
+        rows.append([f"`{name}`", *map(str, right)])
     made = about["made"]
     versions = ", ".join(f"{key} {made[key]}" for key in ("kvpolicy", "torch", "transformers"))
-    return "\n".join([*lines, "", f"Of {len(asked)} questions. `{made['command']}`, {versions}, {made['date']}."])
+    lines = table(["policy", *heads], rows, words=1)
+    return "\n".join([lines, "", f"Of {len(asked)} questions. `{made['command']}`, {versions}, {made['date']}."])
 
 
 def write(name: str, data: Mapping[str, Any]) -> None:
@@ -186,7 +187,7 @@ def main() -> None:
         write(picture, cells[picture])
         Image.fromarray(questions[0].image).save(OUT / f"{picture}.webp", lossless=True)
     page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(with_table(page, "table", table(about, cells), script="explore"), encoding="utf-8")
+    PAGE.write_text(with_table(page, "table", right_answers(about, cells), script="explore"), encoding="utf-8")
     for file in sorted(OUT.iterdir()):
         print(f"{file}: {file.stat().st_size:,} bytes")
 

@@ -17,7 +17,7 @@ from packaging.licenses import canonicalize_license_expression
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from .page import DOCS, with_table
+from .page import DOCS, table, with_table
 
 PAGE = DOCS / "licences.md"
 OURS = ("test", "dev", "docs")  # extras for work on kvpolicy itself
@@ -42,6 +42,8 @@ SAID = {
     "Python Software Foundation License": "PSF-2.0",
 }
 
+HEAD = ("package", "licence", "comes with")
+
 # torch for CUDA requires them. They are not read: NVIDIA's licence is on none of these lists, and the page says so.
 NVIDIA = ("cuda-", "nvidia-")
 
@@ -49,7 +51,8 @@ NVIDIA = ("cuda-", "nvidia-")
 def main() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for name, rows in tables().items():
-        page = with_table(page, name, table(rows), script="licences")
+        listed = table(HEAD, [(package, *row) for package, row in rows.items()])
+        page = with_table(page, name, listed, script="licences")
     PAGE.write_text(page, encoding="utf-8")
     print(PAGE)
 
@@ -72,11 +75,6 @@ def tables() -> dict[str, dict[str, tuple[str, str]]]:
 def comes_with(extras: Collection[str]) -> str:
     """The extras that bring a package; what the core brings is always there."""
     return CORE if CORE in extras else ", ".join(f"`{extra}`" for extra in sorted(extras))
-
-
-def table(rows: Mapping[str, tuple[str, str]]) -> str:
-    lines = ["| package | licence | comes with |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {name} | {what} | {extras} |" for name, (what, extras) in rows.items()])
 
 
 def declared() -> dict[str, list[Requirement]]:

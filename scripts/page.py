@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 __all__ = ["DOCS", "escaped", "table", "with_table"]
@@ -16,17 +16,23 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]#|])", r"\\\1", text).replace("<", "&lt;").replace(">", "&gt;")
 
 
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, numeric: bool = False) -> str:
-    """A Markdown table of cells that are Markdown themselves; numbers stand on the right."""
-    rule = "|---:" if numeric else "|---"
-    lines = ["| " + " | ".join(head) + " |", rule * len(head) + "|"]
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, words: int | None = None) -> str:
+    """A Markdown table of cells that are Markdown themselves.
+
+    Args:
+        head: names of the columns.
+        rows: cells.
+        words: so many columns hold words, and the others numbers, which stand on the right; None: all hold words.
+    """
+    left = len(head) if words is None else words
+    lines = ["| " + " | ".join(head) + " |", "|---" * left + "|---:" * (len(head) - left) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows)])
 
 
 def _cell(text: str) -> str:
     """Markdown without a bar that would end the cell; one in code does not."""
     parts = re.split(r"(`+[^`]*`+)", text)
-    return "".join(part if number % 2 else part.replace("|", "\\|") for number, part in enumerate(parts))
+    return "".join(part if number % 2 else re.sub(r"(?<!\\)\|", r"\\|", part) for number, part in enumerate(parts))
 
 
 def with_table(page: str, name: str, table: str, *, script: str) -> str:

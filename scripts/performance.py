@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from scripts.page import DOCS, escaped
+from scripts.page import DOCS, escaped, table
 from scripts.performance_plots import PLOTS, alt, draw
 from scripts.performance_targets import targets
 
@@ -83,13 +83,10 @@ def rendered(found: Found) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """In Markdown; figures stand to the right."""
+def figures(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column names what the others measure, if anything was."""
     rows = list(rows)
-    if not rows:
-        return ""
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+    return table(head, rows, words=1) + "\n" if rows else ""
 
 
 def section(title: str, *parts: str) -> str:
@@ -141,7 +138,7 @@ def decoding(found: Found) -> str:
         "`(full - policy) / (full - ideal)`, each launched in the same way, where there is something to save. "
         "Break-even is the number of new tokens after which the time that the policy adds to the prompt is won back, "
         "against the full static cache launched in the same way.\n",
-        table(head, [*(row(arm, "") for arm in own), *(row(arm, " (kvpress process)") for arm in other)]),
+        figures(head, [*(row(arm, "") for arm in own), *(row(arm, " (kvpress process)") for arm in other)]),
         "kvpress ran in a process of its own, with the transformers that it needs; its process repeats the baselines.\n"
         if other
         else "",
@@ -192,7 +189,7 @@ def _prompts(timed: list[Arm]) -> str:
 
     lengths = sorted({arm["prompt"] for arm in timed})
     head = ["milliseconds", *(f"{length:,} tokens" for length in lengths)]
-    return table(head, [[escaped(name), *(cell(name, length) for length in lengths)] for name in names])
+    return figures(head, [[escaped(name), *(cell(name, length) for length in lengths)] for name in names])
 
 
 def _peak(found: Found) -> list[str]:
@@ -206,7 +203,7 @@ def _peak(found: Found) -> list[str]:
     ]
     return [
         "Peak memory of the prompt beyond the weights:\n",
-        table(["peak", *(f"{length:,} tokens" for length in lengths)], rows),
+        figures(["peak", *(f"{length:,} tokens" for length in lengths)], rows),
     ]
 
 
@@ -229,7 +226,7 @@ def launches(found: Found) -> str:
         "time, the pass waits for the host.\n"
     )
     head = ["pass", "launches a layer", "device, ms", "time, ms", "device busy"]
-    return section("Where the time goes", about, table(head, rows), *_device_alone(timed)) if rows else ""
+    return section("Where the time goes", about, figures(head, rows), *_device_alone(timed)) if rows else ""
 
 
 def _device_alone(timed: list[Arm]) -> list[str]:
@@ -256,7 +253,7 @@ def throughput(found: Found) -> str:
         rows.append([f"{batch}", *(_throughput(of.get(name)) for name in ("full", "elastic_cache"))])
     return section(
         "Throughput",
-        table(["batch", "full: tokens/s (ms a step)", "elastic\\_cache: tokens/s (ms a step)"], rows),
+        figures(["batch", "full: tokens/s (ms a step)", "elastic\\_cache: tokens/s (ms a step)"], rows),
         picture("throughput", found),
     )
 
@@ -305,7 +302,7 @@ def shapes(found: Found) -> str:
         else ""
     )
     head = ["model", "prompt", "batch", "full, ms a step", "elastic\\_cache, ms a step", "faster"]
-    return section("Grouped heads, long prompts", table([*head, "full, K/V", "kept, K/V", "smaller"], rows), said)
+    return section("Grouped heads, long prompts", figures([*head, "full, K/V", "kept, K/V", "smaller"], rows), said)
 
 
 def capacity(found: Found) -> str:
@@ -333,7 +330,7 @@ def capacity(found: Found) -> str:
         f"the prompt included, in {'all of the memory' if memory is None else f'{memory:g} GiB'}; weights take "
         f"{format_bytes(case['weight_bytes'])} of it. Peaks are beyond the weights. What the model "
         f"itself needs for the activations of a prompt is the same for each request, whatever its cache.\n",
-        table(
+        figures(
             ["arm", "batch", "K/V", "K/V a request", "peak of the prompt, a request", "peak of decoding, a request"],
             rows,
         ),
@@ -359,7 +356,7 @@ def kernels(found: Found) -> str:
             for arm in of
         ]
         head = ["model", "rows", "by", "ms", "as launched, ms", "GB/s (of a copy)", "TFLOP/s"]
-        parts += [f"### {case[0].upper()}{case[1:]}\n", table(head, rows)]
+        parts += [f"### {case[0].upper()}{case[1:]}\n", figures(head, rows)]
     if not parts:
         return ""
     about = (
@@ -406,7 +403,7 @@ def cpu(found: Found) -> str:
                 ]
             )
         head = ["policy", "prompt, ms", "policy adds", "share", "step, ms", "policy adds", "share"]
-        parts += [f"### {model}, a prompt of {of[0]['prompt']:,} tokens\n", table(head, rows)]
+        parts += [f"### {model}, a prompt of {of[0]['prompt']:,} tokens\n", figures(head, rows)]
     about = (
         "float32, batch 1, one thread. Each policy takes turns with the plain cache, and stands beside the plain "
         "cache's times of its own turns. Shares of a few per cent are within the noise of a shared machine.\n"
@@ -436,7 +433,7 @@ def machines(found: Found) -> str:
     head = ["suite", "machine", "versions", "copy, GB/s", "matrix product, TFLOP/s", "date", "seconds"]
     return section(
         "Machines",
-        table(head, rows),
+        figures(head, rows),
         "Each file of `docs/results/performance` is one process: `python -m benchmarks.SUITE FILE`. Where it says *in "
         "turns*, several took turns on the device: nothing ran there beside what was timed, but the host compiled for "
         "the others, so that what it launches call by call took longer. The copy counts bytes read and written; the "

@@ -214,7 +214,7 @@ def _measured(name: str, found: Mapping[str, pl.DataFrame]) -> str:
     for run, quality in found.items():
         rows = quality.filter(pl.col("policy") == name).sort("kept", descending=True).iter_rows(named=True)
         parts.append(f"![{MEASURED[run]}: quality of {name} against bytes](../assets/policies/{name}-{run}.svg)\n")
-        parts.append(table(("keep", "bytes", "quality", "against full"), map(_numbers, rows), numeric=True) + "\n")
+        parts.append(table(("keep", "bytes", "quality", "against full"), map(_numbers, rows), words=0) + "\n")
     return "\n".join(parts)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 from scripts.measure_quality import RESULTS
-from scripts.page import DOCS, escaped
+from scripts.page import DOCS, escaped, table
 
 from kvpolicy import RECIPES, from_json
 from kvpolicy._repr import pretty
@@ -295,7 +295,7 @@ def tables(summary: pl.DataFrame) -> Iterable[str]:
 
 def _table(metrics: Sequence[str], rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> str:
     head = ["policy", "bytes", *(f"{metric} [95%]" for metric in metrics), "quality against full [95%]"]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    lines = []
     for policy, found in rows:
         values = [
             "{:.3f} [{:.3f}, {:.3f}]".format(*(round(found[m][end], 9) for end in ("value", "low", "high")))
@@ -305,8 +305,8 @@ def _table(metrics: Sequence[str], rows: Sequence[tuple[str, Mapping[str, Mappin
         ]
         quality = found["quality"]
         against = "" if quality["difference"] is None else _signed(quality)
-        lines.append("| " + " | ".join([escaped(policy), f"{quality['kept']:.0%}", *values, against]) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([escaped(policy), f"{quality['kept']:.0%}", *values, against])
+    return table(head, lines, words=1) + "\n"
 
 
 def main() -> None:

@@ -11,6 +11,9 @@ from ._repr import pretty
 
 __all__ = ["LayerReport", "Report", "format_bytes"]
 
+_HEAD = ("layer", "rows", "most", "slots", "evicted", "merged", "K/V", "full")
+_WIDTHS = (5, 9, 7, 7, 10, 10, 11, 11)  # of the columns where they are printed
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -105,26 +108,23 @@ class Report:
 
     def __str__(self) -> str:
         """A table, one line a layer."""
-        head = (
-            f"{'layer':>5} {'rows':>8} {'most':>6} {'slots':>6} {'evicted':>9} {'merged':>9} {'K/V':>10} {'full':>10}"
-        )
-        lines = [pretty(self.policy), "", self._context(), "", head]
-        lines += [
-            f"{number:>5} {layer.rows:>8.1f} {layer.most:>6} {layer.capacity:>6.0f} "
-            f"{layer.evicted:>9} {layer.merged:>9} "
-            f"{format_bytes(layer.kv_bytes):>10} {format_bytes(layer.full_kv_bytes):>10}"
-            for number, layer in enumerate(self.layers)
-        ]
-        lines.append(
-            f"{'all':>5} {'':>8} {'':>6} {'':>6} {self.evicted:>9} {self.merged:>9} "
-            f"{format_bytes(self.kv_bytes):>10} {format_bytes(self.full_kv_bytes):>10}   {self._share()}"
-        )
+        head, *layers, last = ["".join(map(str.rjust, row, _WIDTHS)) for row in self._table()]
+        lines = [pretty(self.policy), "", self._context(), "", head, *layers, f"{last}   {self._share()}"]
         return "\n".join([*lines, *self._remarks()])
 
     def _repr_html_(self) -> str:
         """The same for a notebook."""
-        head = ("layer", "rows", "most", "slots", "evicted", "merged", "K/V", "full")
-        rows = [
+        head, *layers, last = self._table()
+        table = [_row("th", head), *(_row("td", row) for row in layers), _row("th", last)]
+        said = [self._context(), self._share(), *self._remarks()]
+        return (
+            f"<pre>{escape(pretty(self.policy))}</pre><table>{''.join(table)}</table>"
+            f"<p>{'<br>'.join(escape(line) for line in said)}</p>"
+        )
+
+    def _table(self) -> list[tuple[str, ...]]:
+        """Names of columns, a row for each layer, and sums."""
+        layers = [
             (
                 *(f"{number}", f"{layer.rows:.1f}", f"{layer.most}", f"{layer.capacity:.0f}"),
                 *(f"{layer.evicted}", f"{layer.merged}"),
@@ -133,16 +133,7 @@ class Report:
             for number, layer in enumerate(self.layers)
         ]
         sums = (f"{self.evicted}", f"{self.merged}", format_bytes(self.kv_bytes), format_bytes(self.full_kv_bytes))
-        table = [
-            _row("th", head),
-            *(_row("td", row) for row in rows),
-            _row("th", ("all", "", "", "", *sums)),
-        ]
-        said = [self._context(), self._share(), *self._remarks()]
-        return (
-            f"<pre>{escape(pretty(self.policy))}</pre><table>{''.join(table)}</table>"
-            f"<p>{'<br>'.join(escape(line) for line in said)}</p>"
-        )
+        return [_HEAD, *layers, ("all", "", "", "", *sums)]
 
     def _context(self) -> str:
         return f"tokens seen {_span(self.tokens)} · backend {self.backend}{self.note and f' ({self.note})'}"

@@ -66,5 +66,5 @@ def test_places_of_tokens_are_coded_and_read_back(explore: ModuleType) -> None:
 def test_the_table_is_made_of_the_data(explore: ModuleType, about: Any) -> None:
     cells = {picture: explore.read(picture) for picture in about["pictures"]}
     page = explore.PAGE.read_text(encoding="utf-8")
-    made = explore.with_table(page, "table", explore.table(about, cells), script="explore")
+    made = explore.with_table(page, "table", explore.right_answers(about, cells), script="explore")
     assert page == made, "out of date: python -m scripts.explore"

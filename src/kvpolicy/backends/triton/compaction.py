@@ -140,7 +140,7 @@ def listed(view: CacheView, mask: Tensor, room: int, folding: Folding, *, plan: 
     if plan is not None and into is not None:
         weight, keys, values = plan.weight, view.keys if plan.merge_keys else None, view.values
         ranges = tuple(made(chunks) for _ in ranges)
-        following = torch.empty(into.shape, dtype=torch.int32, device=mask.device)
+        following = made(*into.shape[2:])
         takers = made(sizes["CROWDS"], chunks)
         key_sums, value_sums = (
             None if data is None else made(sizes["CROWDS"], chunks, data.shape[-1], dtype=torch.float32)

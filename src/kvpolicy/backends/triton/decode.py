@@ -14,10 +14,9 @@ from ..._types import CacheView
 from .._torch_vectors import Window
 from .kernels.decode import attend, bring_together
 from .kernels.mass import INTERPRETED
+from .launch import DTYPES, over, tile_of
 
 __all__ = ["decode_attention", "storage_of"]
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # What a launch goes by, besides shapes.
 _ENOUGH = 2 * 132  # programs, two for each multiprocessor of an H200: where there are fewer, heads are split
@@ -69,7 +68,7 @@ def decode_attention(
     Raises:
         ValueError: for dtypes that differ or are not served, several queries, and flat rows without ``visible``.
     """
-    if not (queries.dtype == keys.dtype == values.dtype and queries.dtype in _DTYPES):
+    if not (queries.dtype == keys.dtype == values.dtype and queries.dtype in DTYPES):
         raise ValueError(
             f"decode_attention takes queries, keys and values in one of float16, bfloat16 and float32; these are in "
             f"{queries.dtype}, {keys.dtype} and {values.dtype}."
@@ -120,11 +119,11 @@ def _attend(
 
     groups, dim, value_dim = asking // heads, keys.shape[-1], values.shape[-1]
     block_g = 1 if groups == 1 else _ASKING
-    blocks = -(-groups // block_g)
-    parts = max(1, min(_MOST_PARTS, rows // _WORTH, -(-_ENOUGH // (tables * blocks))))
+    blocks = over(groups, block_g)
+    parts = max(1, min(_MOST_PARTS, rows // _WORTH, over(_ENOUGH, tables * blocks)))
     parts = 1 << parts.bit_length() - 1  # each number is a kernel of its own: a table that grows must not meet many
     alone = parts == blocks == 1
-    block_v, rescaled = _tile_of(value_dim), min(_RESCALED if groups == 1 else _RESCALED // 2, _tile_of(rows))
+    block_v, rescaled = tile_of(value_dim), min(_RESCALED if groups == 1 else _RESCALED // 2, tile_of(rows))
 
     def scratch(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=queries.device)
@@ -178,17 +177,12 @@ def _(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, *gi
 
 def _tiles(dim: int, block_v: int, rows: int, block_g: int, itemsize: int) -> dict[str, int]:
     """What one program holds at once, and the warps that it has for it."""
-    row_bytes = max(_tile_of(dim), block_v) * itemsize
+    row_bytes = max(tile_of(dim), block_v) * itemsize
     block_s = (_TILE_BYTES if block_g == 1 else 2 * _TILE_BYTES) // row_bytes
     return {
         "BLOCK_G": block_g,
-        "BLOCK_S": min(max(16, block_s), 128, _tile_of(rows)),
-        "BLOCK_D": _tile_of(dim),
+        "BLOCK_S": min(max(16, block_s), 128, tile_of(rows)),
+        "BLOCK_D": tile_of(dim),
         "num_warps": 4 if row_bytes < 1024 else 8,
         "num_stages": 3 if row_bytes <= 1024 else 1,  # tiles on their way to the matrix units; wide ones fit but once
     }
-
-
-def _tile_of(length: int) -> int:
-    """The next power of two, at least the 16 that a matrix product of tiles needs."""
-    return max(16, 1 << (length - 1).bit_length())
