@@ -19,7 +19,7 @@ from scripts.fidelity.methods import METHODS
 from scripts.page import DOCS, table, with_table
 from scripts.policy_facts import facts
 from scripts.policy_plots import plot
-from scripts.quality import runs
+from scripts.quality import runs, signed, valued
 
 import kvpolicy
 from kvpolicy import RECIPES
@@ -219,13 +219,8 @@ def _measured(name: str, found: Mapping[str, pl.DataFrame]) -> str:
 
 
 def _numbers(row: Mapping[str, float]) -> tuple[str, ...]:
-    value, low, high = (round(row[end], 9) for end in ("value", "low", "high"))
-    against = ""
-    if row["difference"] is not None:
-        against = "{:+.3f} [{:+.3f}, {:+.3f}]".format(
-            *(round(row[end], 9) + 0.0 for end in ("difference", "difference_low", "difference_high"))
-        )
-    return f"{row['keep']:g}", f"{row['kept']:.0%}", f"{value:.3f} [{low:.3f}, {high:.3f}]", against
+    against = "" if row["difference"] is None else signed(row)
+    return f"{row['keep']:g}", f"{row['kept']:.0%}", valued(row), against
 
 
 def _line(text: str) -> str:

@@ -245,7 +245,7 @@ VERDICTS = {"better": "holds", "worse": "**reversed**", "undecided": "undecided"
 
 def _ordering(run: Run, claim: Claim, keep: float) -> str:
     found = compare(run.rows, claim.policy, keep, claim.other, keep).filter(pl.col("task") == "all").row(0, named=True)
-    return f"{keep:g}: {_signed(found)}, {VERDICTS[found['verdict']]}"
+    return f"{keep:g}: {signed(found)}, {VERDICTS[found['verdict']]}"
 
 
 def own(run: Run, summary: pl.DataFrame, what: Composition) -> Iterable[str]:
@@ -271,10 +271,16 @@ def _against_own(run: Run, other: Mapping[str, Any]) -> str:
     name, quality = escaped(other["policy"]), round(other["value"], 9)
     against = compare(run.rows, OWN, 0.2, other["policy"], other["keep"])
     found = against.filter(pl.col("task") == "all").row(0, named=True)
-    return f"| {name} | {other['kept']:.0%} | {quality:.3f} | {_signed(found)} | {found['verdict']} |"
+    return f"| {name} | {other['kept']:.0%} | {quality:.3f} | {signed(found)} | {found['verdict']} |"
 
 
-def _signed(row: Mapping[str, Any]) -> str:
+def valued(row: Mapping[str, Any]) -> str:
+    """A value with its interval."""
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*(round(row[end], 9) for end in ("value", "low", "high")))
+
+
+def signed(row: Mapping[str, Any]) -> str:
+    """A difference with its interval."""
     # Sums are formed in any order: what is zero but for rounding has no sign of its own.
     value, low, high = (round(row[name], 9) + 0.0 for name in ("difference", "difference_low", "difference_high"))
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -297,14 +303,9 @@ def _table(metrics: Sequence[str], rows: Sequence[tuple[str, Mapping[str, Mappin
     head = ["policy", "bytes", *(f"{metric} [95%]" for metric in metrics), "quality against full [95%]"]
     lines = []
     for policy, found in rows:
-        values = [
-            "{:.3f} [{:.3f}, {:.3f}]".format(*(round(found[m][end], 9) for end in ("value", "low", "high")))
-            if m in found
-            else ""
-            for m in metrics
-        ]
+        values = [valued(found[metric]) if metric in found else "" for metric in metrics]
         quality = found["quality"]
-        against = "" if quality["difference"] is None else _signed(quality)
+        against = "" if quality["difference"] is None else signed(quality)
         lines.append([escaped(policy), f"{quality['kept']:.0%}", *values, against])
     return table(head, lines, words=1) + "\n"
 
