@@ -9,12 +9,14 @@ listed as such.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from scripts.page import DOCS, escaped, table
-from scripts.performance_plots import PLOTS, alt, draw
+from scripts.page import DOCS, escaped
+from scripts.performance_kernels import kernels
+from scripts.performance_parts import Arm, Found, arms, figures, section, span
+from scripts.performance_peers import not_run, peers
+from scripts.performance_plots import PLOTS, draw, picture
 from scripts.performance_targets import targets
 
 from kvpolicy import format_bytes
@@ -23,10 +25,8 @@ PAGE = DOCS / "performance.md"
 RESULTS = DOCS / "results" / "performance"
 PICTURES = DOCS / "assets" / "performance"
 NOISE = 0.1  # of a step: where fewer rows save no more than that, the host's launches are what takes the time
+WORTH = 1.2  # times as fast, from which on it is called time that eviction buys
 SUITES = ("kernels", "launches", "prefill", "decode", "series", "capacity", "peers", "cpu")
-
-Arm: TypeAlias = dict[str, Any]
-Found: TypeAlias = dict[str, dict[str, Any]]  # what each suite's file holds, by suite
 
 HEAD = """\
 ---
@@ -50,20 +50,23 @@ def load(folder: Path = RESULTS) -> Found:
     """What is in the files that are there: SUITE.json, and SUITE-more.json of further processes.
 
     Every arm was written when it was through, so what a run that was cut off had come to is as good as any. An arm that
-    a further process ran again is the further one's.
+    a further process ran again is the further one's; one that it only skipped is not.
 
     Raises:
         ValueError: if one is of a trial at tiny sizes.
     """
     found: Found = {}
     for suite in SUITES:
+        by: dict[str, Arm] = {}
         for file in [*folder.glob(f"{suite}.json"), *sorted(folder.glob(f"{suite}-*.json"))]:
             ran = json.loads(file.read_text(encoding="utf-8"))
             if ran["small"]:
                 raise ValueError(f"{file} is no result: it was made with --small.")
-            whole = found.setdefault(suite, {**ran, "arms": [], "processes": []})
-            again = {_identity(arm) for arm in ran["arms"]}
-            whole["arms"] = [arm for arm in whole["arms"] if _identity(arm) not in again] + ran["arms"]
+            again = {_identity(arm): arm for arm in ran["arms"]}
+            again = {key: arm for key, arm in again.items() if "skipped" not in arm or key not in by}
+            by = {key: arm for key, arm in by.items() if key not in again} | again
+            whole = found.setdefault(suite, {**ran, "processes": []})
+            whole["arms"] = list(by.values())
             whole["processes"].append(ran)
     return found
 
@@ -77,73 +80,73 @@ def _identity(arm: Arm) -> str:
 def rendered(found: Found) -> str:
     """The page."""
     parts = [HEAD, targets(found)]
-    sections = (decoding, prompts, launches, throughput, shapes, capacity, kernels, peers, cpu)
+    sections = (decoding, prompts, launches, throughput, shapes, capacity, peers, kernels, cpu)
     parts += [section(found) for section in sections]
     parts += [machines(found), not_measured(found)]
     return "\n".join(part for part in parts if part)
 
 
-def figures(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column names what the others measure, if anything was."""
-    rows = list(rows)
-    return table(head, rows, words=1) + "\n" if rows else ""
-
-
-def section(title: str, *parts: str) -> str:
-    """With its heading, if there is anything in it."""
-    return "\n".join([f"## {title}\n", *(part for part in parts if part)]) if any(parts) else ""
-
-
-def picture(name: str, found: Found) -> str:
-    """A plot, if there is anything to draw."""
-    return f"![{alt(name)}](assets/performance/{name}.svg)\n" if PLOTS[name](found) else ""
-
-
-def arms(found: Found, suite: str, case: str) -> list[Arm]:
-    """Those of one kind of case that were timed."""
-    return [arm for arm in found.get(suite, {}).get("arms", []) if arm["case"] == case and "ms" in arm]
-
-
-def span(times: dict[str, float]) -> str:
-    """Milliseconds, with the fastest and the slowest."""
-    return f"{times['median']:.2f} ({times['least']:.2f} to {times['most']:.2f})"
-
-
 def decoding(found: Found) -> str:
-    """The table of one setting, with the peer in it."""
-    own, other = (sorted(arms(found, suite, "table"), key=_launched) for suite in ("decode", "peers"))
-    if not own + other:
-        return ""
-    case = (own + other)[0]
-    full = {arm["arm"]: arm["ms"]["median"] for arm in own}
+    """The table of one setting, and steps against the rows held."""
+    table = sorted(arms(found, "decode", "table"), key=_launched)
+    return section("Decoding", _steps(table), *_against_rows(found)) if table else ""
 
-    def row(arm: Arm, where: str) -> list[str]:
+
+def _steps(table: list[Arm]) -> str:
+    case = table[0]
+    full = {arm["arm"]: arm["ms"]["median"] for arm in table}
+
+    def row(arm: Arm) -> list[str]:
         median = arm["ms"]["median"]
         return [
-            escaped(arm["arm"]) + where,
+            escaped(arm["arm"]),
             span(arm["ms"]),
             f"{arm['floor_ms']:.1f}",
             f"{median / arm['floor_ms']:.2f}x",
             f"{arm['tokens_per_s']:,.0f}",
             format_bytes(arm["kv_bytes"]),
             _efficiency(median, arm["launch"], full),
-            _break_even(arm, own),
+            _break_even(arm, table),
         ]
 
     head = ["arm", "ms a step", "floor, ms", "of floor", "tokens/s", "K/V", "efficiency", "break-even"]
-    return section(
-        "Decoding",
+    about = (
         f"{case['model']}, batch {case['batch']}, prompt {case['prompt']:,} tokens, room for {case['most']:,}. "
         "*Ideal* is a plain cache with as few slots as the policy leaves rows. Efficiency is "
         "`(full - policy) / (full - ideal)`, each launched in the same way, where there is something to save. "
         "Break-even is the number of new tokens after which the time that the policy adds to the prompt is won back, "
-        "against the full static cache launched in the same way.\n",
-        figures(head, [*(row(arm, "") for arm in own), *(row(arm, " (kvpress process)") for arm in other)]),
-        "kvpress ran in a process of its own, with the transformers that it needs; its process repeats the baselines.\n"
-        if other
-        else "",
-        picture("decode_rows", found),
+        "against the full static cache launched in the same way.\n"
     )
+    return f"{about}\n{figures(head, map(row, table))}"
+
+
+def _against_rows(found: Found) -> list[str]:
+    """The plot, and what a policy costs where a plain cache holds as many rows."""
+    by: dict[int, dict[str, Arm]] = {}
+    for arm in arms(found, "series", "rows"):
+        by.setdefault(arm["rows_held"], {})[arm["arm"]] = arm
+    more = {
+        rows: of["streaming_llm"]["ms"]["median"] - of["StaticCache"]["ms"]["median"]
+        for rows, of in by.items()
+        if {"streaming_llm", "StaticCache"} <= set(of)
+    }
+    if not more:
+        return [picture("decode_rows", found)]
+    few, many = min(more), max(more)
+    launch = by[few]["StaticCache"]["launch"]
+    return [
+        picture("decode_rows", found),
+        f"Against the static cache with as many rows, a step under `streaming_llm` in a {launch} takes "
+        f"{more[few]:+.2f} ms at {few:,} rows and {more[many]:+.2f} ms at {many:,}. That has to be won back by holding "
+        f"fewer. {_compiled(found)}\n",
+    ]
+
+
+def _compiled(found: Found) -> str:
+    """The same difference in compiled steps, from the table."""
+    by = {arm["arm"]: arm["ms"]["median"] for arm in arms(found, "decode", "table")}
+    under, ideal = by.get("streaming_llm, compiled"), by.get("ideal, compiled")
+    return "" if under is None or ideal is None else f"Compiled, it is {under - ideal:+.2f} ms against *ideal*."
 
 
 def _launched(arm: Arm) -> int:
@@ -160,7 +163,7 @@ def _efficiency(median: float, launch: str, full: dict[str, float]) -> str:
 
 def _break_even(arm: Arm, own: list[Arm]) -> str:
     whole = next((other for other in own if other["arm"] == f"StaticCache, {arm['launch']}"), None)
-    if whole is None or arm is whole or arm not in own or "Cache," in arm["arm"] or arm["arm"].startswith("ideal"):
+    if whole is None or arm is whole or "Cache," in arm["arm"] or arm["arm"].startswith("ideal"):
         return ""
     saved = whole["ms"]["median"] - arm["ms"]["median"]
     if saved <= 0:
@@ -269,40 +272,49 @@ def _throughput(arm: Arm | None) -> str:
 def shapes(found: Found) -> str:
     """Models with grouped heads, and whether it is time or capacity that eviction buys."""
     timed = arms(found, "series", "shape")
-    rows, words = [], []
-    for key in dict.fromkeys((arm["model"], arm["prompt"], arm["batch"]) for arm in timed):
-        of = {arm["arm"]: arm for arm in timed if (arm["model"], arm["prompt"], arm["batch"]) == key}
-        if not {"full", "elastic_cache"} <= set(of):
-            continue
-        full, kept = of["full"], of["elastic_cache"]
-        faster, smaller = full["ms"]["median"] / kept["ms"]["median"], full["kv_bytes"] / kept["kv_bytes"]
-        model, prompt, batch = key
-        rows.append(
-            [
-                model,
-                f"{prompt:,}",
-                f"{batch}",
-                span(full["ms"]),
-                span(kept["ms"]),
-                f"{faster:.2f}x",
-                format_bytes(full["kv_bytes"]),
-                format_bytes(kept["kv_bytes"]),
-                f"{smaller:.1f}x",
-            ]
+    cases: dict[tuple[str, int, int], dict[str, Arm]] = {}
+    for arm in timed:
+        cases.setdefault((arm["model"], arm["prompt"], arm["batch"]), {})[arm["arm"]] = arm
+    rows = [
+        [
+            arm["model"],
+            f"{arm['prompt']:,}",
+            f"{arm['batch']}",
+            escaped(arm["arm"]),
+            span(arm["ms"]),
+            f"{arm['floor_ms']:.1f}",
+            f"{arm['tokens_per_s']:,.0f}",
+            format_bytes(arm["kv_bytes"]),
+        ]
+        for arm in timed
+    ]
+    head = ["model", "prompt", "batch", "cache", "ms a step", "floor, ms", "tokens/s", "K/V"]
+    pairs = [(of["full"], of["elastic_cache"]) for of in cases.values() if {"full", "elastic_cache"} <= set(of)]
+    return section("Grouped heads, long prompts", figures(head, rows), _bought(pairs))
+
+
+def _bought(pairs: list[tuple[Arm, Arm]]) -> str:
+    """Time or capacity, case by case, and how much of it fewer bytes alone can give."""
+    words: dict[bool, list[str]] = {True: [], False: []}
+    beyond = []
+    for full, kept in pairs:
+        faster, fewer = full["ms"]["median"] / kept["ms"]["median"], full["floor_ms"] / kept["floor_ms"]
+        case = f"{full['model']} at {full['prompt']:,} tokens and batch {full['batch']}"
+        smaller = full["kv_bytes"] / kept["kv_bytes"]
+        words[faster >= WORTH].append(f"{case} ({faster:.2f}x as fast, {smaller:.1f}x smaller)")
+        if faster > fewer:
+            beyond.append(f"{fewer:.2f}x of the {faster:.2f}x at {full['prompt']:,} tokens and batch {full['batch']}")
+    time, room = ("; ".join(words[worth]) for worth in (True, False))
+    said = [f"Eviction buys time where attending to the rows is much of a step: {time}."] if time else []
+    said += [f"It buys capacity rather than time where it is not: {room}."] if room else []
+    if beyond:
+        said.append(
+            f"Not all of that time is eviction's. Fewer bytes alone, by the floors, give {'; '.join(beyond)}. What "
+            "goes beyond was not profiled. A part of it is known: under the mask of a static cache, transformers' sdpa "
+            "copies grouped heads for each of their query heads at every step; a policy's kernel reads them where they "
+            "are."
         )
-        if faster < 1.2:
-            words.append(
-                f"{model} at {prompt:,} tokens and batch {batch} ({faster:.2f}x as fast, {smaller:.1f}x smaller)"
-            )
-    said = (
-        "Eviction buys capacity rather than time where the weights, not the rows, are what a step reads: "
-        + "; ".join(words)
-        + ".\n"
-        if words
-        else ""
-    )
-    head = ["model", "prompt", "batch", "full, ms a step", "elastic\\_cache, ms a step", "faster"]
-    return section("Grouped heads, long prompts", figures([*head, "full, K/V", "kept, K/V", "smaller"], rows), said)
+    return "\n\n".join(said) + "\n" if said else ""
 
 
 def capacity(found: Found) -> str:
@@ -334,50 +346,6 @@ def capacity(found: Found) -> str:
             ["arm", "batch", "K/V", "K/V a request", "peak of the prompt, a request", "peak of decoding, a request"],
             rows,
         ),
-    )
-
-
-def kernels(found: Found) -> str:
-    """Verb by verb."""
-    every = [arm for arm in found.get("kernels", {}).get("arms", []) if "ms" in arm]
-    parts = []
-    for case in dict.fromkeys(arm["case"] for arm in every):
-        of = [arm for arm in every if arm["case"] == case]
-        rows = [
-            [
-                arm["model"],
-                f"{arm['rows']:,}",
-                escaped(arm["arm"]),
-                span(arm["ms"]),
-                f"{arm['launched_ms']['median']:.2f}" if "launched_ms" in arm else "",
-                f"{arm['gb_s']:,.0f} ({arm['of_copy']:.0%})" if "gb_s" in arm else "",
-                f"{arm['tflop_s']:,.0f}" if arm.get("tflop_s") else "",
-            ]
-            for arm in of
-        ]
-        head = ["model", "rows", "by", "ms", "as launched, ms", "GB/s (of a copy)", "TFLOP/s"]
-        parts += [f"### {case[0].upper()}{case[1:]}\n", figures(head, rows)]
-    if not parts:
-        return ""
-    about = (
-        "One layer, batch 1 (decode attention: as said). Times are the device's alone, launches hidden behind a wait, "
-        "over rotating buffers larger than its cache; *as launched* they include the host's. Bytes are the fewest that "
-        "the verb has to move. Attention mass and nearest keys are bound by arithmetic, so their bytes say little.\n"
-    )
-    return section("Kernels", about, picture("kernels", found), *parts)
-
-
-def peers(found: Found) -> str:
-    """Prompts under kvpress."""
-    timed = arms(found, "peers", "prefill")
-    return (
-        section(
-            "Prompts under kvpress",
-            "In the process of kvpress, batch 1, beside the plain cache there.\n",
-            _prompts(timed),
-        )
-        if timed
-        else ""
     )
 
 
@@ -442,17 +410,45 @@ def machines(found: Found) -> str:
 
 
 def not_measured(found: Found) -> str:
-    """Suites without a file, and arms without a time."""
-    lines = [f"- Suite `{suite}`: not run." for suite in SUITES if suite not in found]
-    reasons = {"failed": "its gate failed", "error": "it broke", "skipped": "skipped", "left_out": "left out"}
+    """Suites without a file, arms without a time, and processes that did not come to their end."""
+    lines = [f"Suite `{suite}`: not run." for suite in SUITES if suite not in found]
     for suite, ran in found.items():
-        cut = [each["seconds"] for each in ran.get("processes", [ran]) if not each.get("complete")]
-        lines += [f"- Suite `{suite}`: cut off after {seconds:.0f} s; what came later is missing." for seconds in cut]
+        lines += _cut_off(suite, ran.get("processes", [ran]))
+        cases: dict[tuple[str, str], list[Arm]] = {}
         for arm in ran["arms"]:
-            label = f"`{suite}`, {escaped(_label(arm))}"
-            lines += [f"- {label}: out of memory."] if "out_of_memory" in arm else []
-            lines += [f"- {label}: {why}: {escaped(str(arm[key]))}." for key, why in reasons.items() if key in arm]
-    return section("Not measured", "\n".join(lines) + "\n") if lines else ""
+            cases.setdefault((arm["case"], arm.get("model", "")), []).append(arm)
+        lines += [line for of in cases.values() for line in _untimed(suite, of)]
+    lines += [f"`peers`, {missing}: not run." for missing in not_run(found)]
+    return section("Not measured", "".join(f"- {line}\n" for line in lines)) if lines else ""
+
+
+def _cut_off(suite: str, processes: list[dict[str, Any]]) -> list[str]:
+    """Processes that ended early, unless one ran all arms to their end."""
+    if any(ran.get("complete") and _of_all(ran.get("options", {})) for ran in processes):
+        return []
+    cut = [ran["seconds"] for ran in processes if not ran.get("complete")]
+    rest = "what came later is missing where no other process ran it"
+    return [f"Suite `{suite}`: cut off after {seconds:.0f} s; {rest}." for seconds in cut]
+
+
+def _of_all(options: dict[str, Any]) -> bool:
+    return options.get("only") == [""] and not options.get("without")
+
+
+def _untimed(suite: str, of: list[Arm]) -> list[str]:
+    """Arms of a case and a model; they share a line where none of them was timed."""
+    why = [_why(arm) for arm in of]
+    if len(of) > 1 and all(why):
+        model = f", {escaped(of[0]['model'])}" if "model" in of[0] else ""
+        return [f"`{suite}`, {of[0]['case']}{model} (all {len(of)} arms): {'; '.join(dict.fromkeys(why))}."]
+    return [f"`{suite}`, {escaped(_label(arm))}: {reason}." for arm, reason in zip(of, why, strict=True) if reason]
+
+
+def _why(arm: Arm) -> str:
+    """Why an arm has no time; empty if it has."""
+    reasons = {"failed": "its gate failed", "error": "it broke", "skipped": "skipped", "left_out": "left out"}
+    told = [f"{why}: {escaped(str(arm[key]))}" for key, why in reasons.items() if key in arm]
+    return "; ".join(["out of memory"] * ("out_of_memory" in arm) + told)
 
 
 def _label(arm: Arm) -> str:

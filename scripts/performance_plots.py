@@ -7,11 +7,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
 
-__all__ = ["PLOTS", "Curve", "Plot", "alt", "digest", "draw"]
+from scripts.performance_parts import Found, arms
 
-Found: TypeAlias = dict[str, dict[str, Any]]
+__all__ = ["PLOTS", "Curve", "Plot", "digest", "draw", "picture"]
 
 INK = "#808080"
 COLOURS = ("#3f7fd9", "#d9622b", "#2f9e6e", "#a65bc9", "#c9a227", "#3aa6b9", "#d14b7e", "#8a8a8a")
@@ -39,7 +38,7 @@ class Plot:
 
 def decode_rows(found: Found) -> Plot | None:
     """Time of a step against the rows held, with the floor."""
-    every = _timed(found, "series", "rows")
+    every = arms(found, "series", "rows")
     if not every:
         return None
     curves = [
@@ -47,13 +46,13 @@ def decode_rows(found: Found) -> Plot | None:
         for name in dict.fromkeys(arm["arm"] for arm in every)
     ]
     floor = sorted({(arm["rows_held"], arm["floor_ms"]) for arm in every})
-    batch = every[0]["batch"]
-    return Plot(f"rows held by each head (batch {batch})", "ms a step", [*curves, Curve("floor", floor, floor=True)])
+    x = f"rows held by each head (batch {every[0]['batch']}, {every[0]['launch']})"
+    return Plot(x, "ms a step", [*curves, Curve("floor", floor, floor=True)])
 
 
 def prefill(found: Found) -> Plot | None:
     """What each policy adds to a prompt."""
-    every = _timed(found, "prefill", "prefill")
+    every = arms(found, "prefill", "prefill")
     plain = {arm["prompt"]: arm["ms"]["median"] for arm in every if arm["arm"] == "DynamicCache"}
     curves = [
         Curve(
@@ -85,11 +84,8 @@ def throughput(found: Found) -> Plot | None:
 
 def kernels(found: Found) -> Plot | None:
     """Bandwidth of what is bound by memory, with a copy's."""
-    ran = found.get("kernels")
-    if ran is None:
-        return None
     memory = ("compaction", "compaction with merge", "attention mass, last query", "attention mass, last 32 queries")
-    every = [arm for case in memory for arm in _timed(found, "kernels", case) if arm["model"] == "LLaVA-1.5-7B"]
+    every = [arm for case in memory for arm in arms(found, "kernels", case) if arm["model"] == "LLaVA-1.5-7B"]
     curves = [
         Curve(
             f"{case}, {name}",
@@ -99,8 +95,9 @@ def kernels(found: Found) -> Plot | None:
     ]
     if not curves:
         return None
-    copy = [(rows, ran["ceilings"]["copy_gb_s"]) for rows in sorted({arm["rows"] for arm in every})]
-    return Plot("rows (LLaVA-1.5-7B)", "GB a second", [*curves, Curve("copy", copy, floor=True)], logarithmic=True)
+    copy = {arm["rows"]: arm["gb_s"] / arm["of_copy"] for arm in every}  # each arm goes by its own process's
+    copied = Curve("copy", sorted(copy.items()), floor=True)
+    return Plot("rows (LLaVA-1.5-7B)", "GB a second", [*curves, copied], logarithmic=True)
 
 
 PLOTS: dict[str, Callable[[Found], Plot | None]] = {
@@ -111,9 +108,10 @@ PLOTS: dict[str, Callable[[Found], Plot | None]] = {
 }
 
 
-def alt(name: str) -> str:
-    """What a plot shows, in a sentence: its function says so."""
-    return str(PLOTS[name].__doc__).rstrip(".")
+def picture(name: str, found: Found) -> str:
+    """The plot in the page, if there is anything to draw. What it shows, its function says in a sentence."""
+    alt = str(PLOTS[name].__doc__).rstrip(".")
+    return f"![{alt}](assets/performance/{name}.svg)\n" if PLOTS[name](found) else ""
 
 
 def digest(plot: Plot) -> str:
@@ -155,12 +153,9 @@ def draw(name: str, found: Found, file: Path) -> None:
         axes.set(xlabel=plot.x, ylabel=plot.y)
         axes.grid(color=INK, alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
+        # Under the axes: many curves leave no room between them.
+        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
         figure.savefig(
             file, transparent=True, bbox_inches="tight", metadata={"Date": None, "Description": digest(plot)}
         )
         plt.close(figure)
-
-
-def _timed(found: Found, suite: str, case: str) -> list[dict[str, Any]]:
-    return [arm for arm in found.get(suite, {}).get("arms", []) if arm["case"] == case and "ms" in arm]

@@ -1,11 +1,13 @@
-"""What was to be reached, and what was."""
+"""What was to be reached, what was, and why some of it was not."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import NamedTuple
 
-Arm: TypeAlias = dict[str, Any]
-Found: TypeAlias = dict[str, dict[str, Any]]
+from scripts import performance_reasons as reasons
+from scripts.performance_parts import Arm, Found, arms, ratio
+
+__all__ = ["targets"]
 
 PREFILL = {4096: 1.06, 16384: 1.20, 32768: 1.30}  # of the plain prompt, under Elastic Cache
 POLICY_MS = 2.0  # of a prompt of 1,024 tokens
@@ -15,80 +17,97 @@ RAGGED = 1.15  # of equal heads
 CAPACITY = 4.0  # times the full cache's batch
 
 
+class Target(NamedTuple):
+    """One line of the table; ``value`` is None where nothing was measured, ``why`` is told where it was missed."""
+
+    what: str
+    bound: float
+    value: float | None
+    more: bool = False  # is better
+    why: str = ""
+
+    @property
+    def missed(self) -> bool:
+        return self.value is not None and (self.value < self.bound if self.more else self.value > self.bound)
+
+    def line(self) -> str:
+        told = "not measured" if self.value is None else f"{self.value:.2f}"
+        met = "" if self.value is None else "**missed**" if self.missed else "met"
+        return f"| {self.what} | {'≥' if self.more else '≤'} {self.bound:g} | {told} | {met} |"
+
+
 def targets(found: Found) -> str:
-    """A table: what, how much was allowed, what was measured, and whether it was met."""
-    lines = []
-    asked = (_prefill, _compaction, _decode, _ragged, _capacity)
-    for what, bound, value, more in [line for ask in asked for line in ask(found)]:
-        if value is None:
-            told, met = "not measured", ""
-        else:
-            told, met = f"{value:.2f}", "met" if (value >= bound if more else value <= bound) else "**missed**"
-        sign = "≥" if more else "≤"
-        lines.append(f"| {what} | {sign} {bound:g} | {told} | {met} |")
-    return "\n".join(["## Targets\n", "| what | target | measured | |", "|---|---:|---:|---|", *lines]) + "\n"
-
-
-Line: TypeAlias = tuple[str, float, float | None, bool]  # what, bound, value, whether more is better
-
-
-def _arms(found: Found, suite: str, case: str) -> list[Arm]:
-    return [arm for arm in found.get(suite, {}).get("arms", []) if arm["case"] == case and "ms" in arm]
+    """A table: what, how much was allowed, what was measured, and whether it was met; then why some were not."""
+    asked = [target for ask in (_prefill, _compaction, _decode, _ragged, _capacity) for target in ask(found)]
+    lines = ["## Targets\n", "| what | target | measured | |", "|---|---:|---:|---|", *(each.line() for each in asked)]
+    why = dict.fromkeys(f"- {target.why}" for target in asked if target.missed and target.why)
+    return "\n".join([*lines, *(["\nWhy those were missed:\n", *why] if why else [])]) + "\n"
 
 
 def _ms(arms: list[Arm], name: str) -> float | None:
     return next((arm["ms"]["median"] for arm in arms if arm["arm"] == name), None)
 
 
-def _ratio(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one / other
-
-
-def _prefill(found: Found) -> list[Line]:
-    every = _arms(found, "prefill", "prefill")
-    lines: list[Line] = []
+def _prefill(found: Found) -> list[Target]:
+    every = arms(found, "prefill", "prefill")
+    lines = []
     for length, bound in PREFILL.items():
         of = [arm for arm in every if arm["prompt"] == length]
-        value = _ratio(_ms(of, "elastic_cache"), _ms(of, "DynamicCache"))
-        lines.append((f"prompt of {length:,} tokens under Elastic Cache, x plain sdpa", bound, value, False))
+        value = ratio(_ms(of, "elastic_cache"), _ms(of, "DynamicCache"))
+        what = f"prompt of {length:,} tokens under Elastic Cache, x plain sdpa"
+        lines.append(Target(what, bound, value, why=reasons.prompt(found, length, _times(bound))))
     short = [arm for arm in every if arm["prompt"] == 1024]
     policy, plain = _ms(short, "elastic_cache"), _ms(short, "DynamicCache")
     adds = None if policy is None or plain is None else policy - plain
-    return [*lines, ("policy time at 1,024 tokens, ms", POLICY_MS, adds, False)]
+    why = reasons.prompt(found, 1024, lambda policy, plain: policy - plain <= POLICY_MS)
+    return [*lines, Target("policy time at 1,024 tokens, ms", POLICY_MS, adds, why=why)]
 
 
-def _compaction(found: Found) -> list[Line]:
-    every = [arm for arm in _arms(found, "kernels", "compaction with merge") if arm["arm"] == "triton"]
+def _times(bound: float) -> reasons.Within:
+    return lambda policy, plain: policy <= bound * plain
+
+
+def _compaction(found: Found) -> list[Target]:
+    every = [arm for arm in arms(found, "kernels", "compaction with merge") if arm["arm"] == "triton"]
     longest = max((arm["rows"] for arm in every), default=0)
-    least = min((arm["of_copy"] for arm in every if arm["rows"] == longest), default=None)
+    of = [arm for arm in every if arm["rows"] == longest]
+    least = min((arm["of_copy"] for arm in of), default=None)
     what = f"merge and compaction of {longest:,} rows" if every else "merge and compaction"
-    return [(f"{what}, the slowest shape, of the copy's bandwidth", OF_COPY, least, True)]
+    what += ", the slowest shape, of the copy's bandwidth"
+    return [Target(what, OF_COPY, least, more=True, why=reasons.compaction(of))]
 
 
-def _decode(found: Found) -> list[Line]:
-    of = _arms(found, "decode", "table")
+def _decode(found: Found) -> list[Target]:
+    of = arms(found, "decode", "table")
     ideal = _ms(of, "ideal, compiled")
-    lines: list[Line] = [
-        (f"compiled step under `{name}`, x ideal", bound, _ratio(_ms(of, f"{name}, compiled"), ideal), False)
+    lines = [
+        Target(f"compiled step under `{name}`, x ideal", bound, ratio(_ms(of, f"{name}, compiled"), ideal))
         for name, bound in COMPILED.items()
     ]
-    eager = [arm["ms"]["median"] for arm in of if arm["launch"] == "eager" and "Cache" not in arm["arm"]]
-    slowest = _ratio(max(eager, default=None), _ms(of, "DynamicCache, eager"))
-    return [*lines, ("eager step, the slowest policy, x `DynamicCache`", 1.0, slowest, False)]
+    eager = {arm["ms"]["median"]: arm["arm"] for arm in of if arm["launch"] == "eager" and "Cache" not in arm["arm"]}
+    slowest = max(eager, default=None)
+    value = ratio(slowest, _ms(of, "DynamicCache, eager"))
+    why = "" if slowest is None else reasons.step(found, eager[slowest].partition(", ")[0], _times(1.0))
+    return [*lines, Target("eager step, the slowest policy, x `DynamicCache`", 1.0, value, why=why)]
 
 
-def _ragged(found: Found) -> list[Line]:
-    every = _arms(found, "kernels", "decode attention")
-    ratios = []
-    for model in dict.fromkeys(arm["model"] for arm in every):
-        of = [arm for arm in every if arm["model"] == model]
-        ratios.append(_ratio(_ms(of, "kernel, ragged heads"), _ms(of, "kernel, equal heads")))
-    slowest = max((ratio for ratio in ratios if ratio is not None), default=None)
-    return [("decode attention over ragged heads, the slowest shape, x equal heads", RAGGED, slowest, False)]
+def _ragged(found: Found) -> list[Target]:
+    every = arms(found, "kernels", "decode attention")
+    models = dict.fromkeys(arm["model"] for arm in every)
+    shapes = [{arm["arm"]: arm for arm in every if arm["model"] == model} for model in models]
+    slowest = max((reasons.uneven(of) for of in shapes if {reasons.EQUAL, reasons.RAGGED} <= set(of)), default=None)
+    what = "decode attention over ragged heads, the slowest shape, x equal heads"
+    return [Target(what, RAGGED, slowest, why=reasons.ragged(shapes))]
 
 
-def _capacity(found: Found) -> list[Line]:
-    batches = {arm["arm"]: arm["batch"] for arm in found.get("capacity", {}).get("arms", []) if "batch" in arm}
-    full = max((batches[name] for name in ("DynamicCache", "StaticCache") if name in batches), default=None)
-    kept = max((batch for name, batch in batches.items() if name.startswith("elastic_cache")), default=None)
-    return [("largest batch under Elastic Cache, x full", CAPACITY, _ratio(kept, full), True)]
+def _capacity(found: Found) -> list[Target]:
+    of = {arm["arm"]: arm for arm in found.get("capacity", {}).get("arms", []) if "batch" in arm}
+    full = max((of[name] for name in ("DynamicCache", "StaticCache") if name in of), key=_batch, default=None)
+    kept = max((arm for name, arm in of.items() if name.startswith("elastic_cache")), key=_batch, default=None)
+    value = None if full is None or kept is None else _batch(kept) / _batch(full)
+    why = reasons.capacity(full, kept)
+    return [Target("largest batch under Elastic Cache, x full", CAPACITY, value, more=True, why=why)]
+
+
+def _batch(arm: Arm) -> int:
+    return int(arm["batch"])
