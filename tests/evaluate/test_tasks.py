@@ -15,7 +15,7 @@ from of_mine import Echo
 from PIL.Image import Image
 
 from kvpolicy_hf.evaluate import TASKS, EvaluationError, Sample, Subject
-from kvpolicy_hf.evaluate.tasks import Continuation, EmojiQuestion, Needle, tasks_of
+from kvpolicy_hf.evaluate.tasks import BenchQuestion, Continuation, EmojiQuestion, Needle, tasks_of
 
 
 class Words:
@@ -39,7 +39,7 @@ def seen(sample: Sample) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_same_seed_draws_the_same_and_more_only_adds(name: str, demo: Subject) -> None:
-    subject = demo if isinstance(TASKS[name], EmojiQuestion) else READER
+    subject = demo if isinstance(TASKS[name], (BenchQuestion, EmojiQuestion)) else READER
     draw: Callable[..., Any] = TASKS[name].samples
     first, longer, other = (
         [seen(sample) for sample in draw(subject, count, seed)] for count, seed in ((3, 1), (5, 1), (3, 2))
@@ -120,6 +120,9 @@ def test_a_task_of_ones_own_goes_by_its_name() -> None:
         (lambda: tasks_of(["of_mine:LoudValues"], READER), "is a LoudValues, which is no task"),
         (lambda: TASKS["grid-at"].samples(READER, 1, 0), "reader takes text alone"),
         (lambda: EmojiQuestion("grid", "why"), "asks is one of at, where, row, password"),  # type: ignore[arg-type]
+        (lambda: TASKS["bench-grid-at"].samples(READER, 1, 0), "reader takes text alone"),
+        (lambda: BenchQuestion("at/book"), "label is one of at/grid"),
+        (lambda: BenchQuestion(style="apple"), "style is one of google, twitter"),  # type: ignore[arg-type]
         (lambda: Needle(10), "must be an integer >= 128"),
         (lambda: Needle(200_000).samples(READER, 1, 0), "too few for haystacks"),
         (lambda: Continuation(prompt=0), "prompt must be an integer >= 1"),

@@ -22,16 +22,18 @@ from transformers import (
 from kvpolicy import UnsupportedModelError
 
 from ..demo.scenes import ASSETS
+from .bench import load_bench
 from .errors import LoadingError
 from .smollm2 import load_smollm2
 
-__all__ = ["BUNDLED", "LoadingError", "load_model", "load_smollm2"]
+__all__ = ["BUNDLED", "LoadingError", "load_bench", "load_model", "load_smollm2"]
 
 # Of a model's folder; unless it is told so, transformers asks at the terminal, in the middle of a progress bar.
 NO_CODE: Mapping[str, Any] = {"trust_remote_code": False}
 
 BUNDLED: Mapping[str, Callable[[], tuple[Any, Any]]] = {
     "demo": lambda: load_model(ASSETS),
+    "bench": load_bench,
     "smollm2": load_smollm2,
 }
 
@@ -44,7 +46,7 @@ def load_model(where: str | Path, *, pictures: bool = False) -> tuple[Any, Any]:
 
     Args:
         where: a folder that `save_pretrained` wrote, a hub id such as ``llava-hf/llava-1.5-7b-hf``, or a name of
-            `BUNDLED`: ``"demo"``, which comes with this package, or ``"smollm2"``.
+            `BUNDLED`: ``"demo"``, which comes with this package, ``"bench"``, or ``"smollm2"``.
         pictures: refuse a model that takes text alone.
 
     Raises:

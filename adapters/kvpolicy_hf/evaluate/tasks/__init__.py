@@ -9,11 +9,12 @@ from kvpolicy import from_target
 from ..errors import EvaluationError
 from ..subject import Subject
 from ..task import Task
+from .bench import BENCH_TASKS, BenchQuestion
 from .continuation import Continuation
 from .emoji import EmojiQuestion
 from .needle import Needle
 
-__all__ = ["TASKS", "Continuation", "EmojiQuestion", "Needle", "tasks_of"]
+__all__ = ["TASKS", "BenchQuestion", "Continuation", "EmojiQuestion", "Needle", "tasks_of"]
 
 TASKS: Mapping[str, Task] = {
     "grid-at": EmojiQuestion("grid", "at"),
@@ -28,10 +29,14 @@ TASKS: Mapping[str, Task] = {
     "needle-512": Needle(512),
     "needle-1k": Needle(1024),
     "needle-2k": Needle(2048),
+    **BENCH_TASKS,
 }
 
 OF_LANGUAGE_MODELS = ("pydoc", "needle-512", "needle-1k")
-OF_THE_DEMO = tuple(name for name, task in TASKS.items() if isinstance(task, EmojiQuestion))
+OF_PICTURES = {
+    "demo": tuple(name for name, task in TASKS.items() if isinstance(task, EmojiQuestion)),
+    "bench": tuple(BENCH_TASKS),
+}
 
 
 def tasks_of(tasks: Sequence[str] | Mapping[str, Task] | None, subject: Subject) -> dict[str, Task]:
@@ -68,11 +73,11 @@ def tasks_of(tasks: Sequence[str] | Mapping[str, Task] | None, subject: Subject)
 def _default(subject: Subject) -> Sequence[str]:
     if not subject.takes_pictures:
         return OF_LANGUAGE_MODELS
-    if subject.name == "demo":
-        return OF_THE_DEMO
+    if subject.name in OF_PICTURES:
+        return OF_PICTURES[subject.name]
     raise EvaluationError(
         f"no tasks are made for {subject.name}. Hint: name some, such as module:Name; of kvpolicy's own, those about "
-        f"pictures are made for the demo's model."
+        f"pictures are made for the models {' and '.join(OF_PICTURES)}."
     )
 
 
