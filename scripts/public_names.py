@@ -23,6 +23,7 @@ PACKAGES = (
     "kvpolicy.testing",
     "kvpolicy_hf",
     "kvpolicy_hf.evaluate",
+    "kvpolicy_hf.evaluate.tasks",
     "kvpolicy_hf.loading",
     "kvpolicy_hf.plots",
     "kvpolicy_hf.simulate",

@@ -45,6 +45,9 @@ not that it was measured wrongly there.
 TITLES = {
     "smollm2-pydoc": "SmolLM2-135M-Instruct: the help topics of Python, 512 tokens of prompt",
     "smollm2-needle": "SmolLM2-135M-Instruct: a number hidden in 512 tokens of Python's help, and asked for at the end",
+    "smollm2-jargon": "SmolLM2-135M-Instruct: the Jargon File, 512 tokens of prompt",
+    "bench": "The bench's vision-language model: tasks that differ in where the answer lives",
+    "bench-several": "The bench's vision-language model: two to four pictures in a prompt",
     "demo": "The demo's vision-language model: questions about pictures",
     "demo-own": "A composition of our own, on the demo's model",
     "demo-held-out": "A composition of our own, on kinds of question that its search has not seen",
@@ -175,7 +178,7 @@ def rendered(found: Mapping[str, Run]) -> str:
             parts += own(run, summary, COMPOSITIONS[name])
         else:
             published = [orderings(run, by) for by in MEASURES]
-            parts += [*filter(None, published), *tables(summary)]
+            parts += [*filter(None, published), *tables(summary), *by_task(summary)]
     return "\n".join(parts)
 
 
@@ -297,6 +300,29 @@ def tables(summary: pl.DataFrame) -> Iterable[str]:
         ordered = sorted(cells, key=lambda policy: (-round(cells[policy]["quality"]["value"], 6), policy))
         yield f"### keep {keep:g}\n"
         yield _table(metrics, [(policy, cells[policy]) for policy in ordered])
+
+
+BY_TASK = 0.2  # the budget at which tasks stand side by side
+
+
+def by_task(summary: pl.DataFrame) -> Iterable[str]:
+    """Quality on each of several tasks, the best of each in bold: where the answer lives decides who is good at it."""
+    shown = ((pl.col("keep") == BY_TASK) & pl.col("policy").is_in(list(RECIPES))) | (pl.col("policy") == "full")
+    found = summary.filter(pl.col("metric") == "quality", shown)
+    tasks = [task for task in found["task"].unique(maintain_order=True) if task != "all"]
+    if len(tasks) < 2:
+        return
+    quality = {(row["policy"], row["task"]): round(row["value"], 9) for row in found.iter_rows(named=True)}
+    ordered = sorted({policy for policy, _ in quality}, key=lambda name: (-round(quality[name, "all"], 6), name))
+    best = {task: max(quality[policy, task] for policy in ordered if policy != "full") for task in tasks}
+
+    def cell(policy: str, task: str) -> str:
+        share = quality[policy, task]
+        return f"**{share:.0%}**" if policy != "full" and share == best[task] > 0 else f"{share:.0%}"
+
+    lines = [[escaped(policy), *(cell(policy, task) for task in tasks)] for policy in ordered]
+    yield f"### By task, keep {BY_TASK:g}\n"
+    yield table(["policy", *tasks], lines, words=1) + "\n"
 
 
 def _table(metrics: Sequence[str], rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> str:

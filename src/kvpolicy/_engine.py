@@ -14,6 +14,7 @@ import numpy as np
 
 from ._doubts import Doubts
 from ._errors import PlanError
+from ._namespace import along
 from ._policy import Pipeline, Policy
 from ._protocols import Ahead, CrossLayer, Merger, Observer, Recaller, Windowed
 from ._types import Array, CacheView, Column, Counts, HeadCounts, KeepMask, Phase, Plan, Scored, Selection, Step
@@ -372,7 +373,7 @@ def _check_folds(made: Plan, merge: Merger, view: CacheView, doubts: Doubts, *, 
     goes = into >= 0
     inside = goes & (into < view.shape[2])
     flat = xp.reshape(xp.where(inside, into, xp.zeros_like(into)), (*view.shape[:2], -1))
-    reached = inside & xp.reshape(xp.take_along_axis(made.keep, flat, axis=-1), into.shape)
+    reached = inside & xp.reshape(along(made.keep, flat, axis=-1), into.shape)
     leaves = (view.valid & ~made.keep)[..., None]
     places = f"{where} folds a row that stays, or into one that does not."
     doubts.add(xp.any(goes & ~(reached & leaves)), lambda: PlanError(places))

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
+from ._namespace import along
+
 __all__ = ["UNDIVIDED", "Heads", "all_rows", "own_rows"]
 
 
@@ -70,9 +72,9 @@ def all_rows(view: Any, data: Any, step: Any) -> tuple[Any, Any, Any]:
     order = xp.concat([order, beyond], axis=-1)[..., :rows]
     held = xp.sum(xp.astype(view.valid, xp.int64), axis=-1, keepdims=True)
     there = xp.arange(rows, dtype=xp.int64, device=order.device) < held
-    positions = xp.where(there, xp.take_along_axis(view.positions, order, axis=-1), xp.full_like(order, -1))
+    positions = xp.where(there, along(view.positions, order, axis=-1), xp.full_like(order, -1))
     positions = step.heads.all(positions)
-    return step.heads.all(xp.take_along_axis(data, order, axis=-1)), positions >= 0, positions
+    return step.heads.all(along(data, order, axis=-1)), positions >= 0, positions
 
 
 def own_rows(view: Any, data: Any, step: Any) -> Any:
@@ -81,4 +83,4 @@ def own_rows(view: Any, data: Any, step: Any) -> Any:
         return data
     xp, own = view.xp, step.heads.own(data)
     rank = step.ops.arrival_rank(view)
-    return xp.take_along_axis(own, xp.minimum(rank, xp.full_like(rank, own.shape[-1] - 1)), axis=-1)
+    return along(own, xp.minimum(rank, xp.full_like(rank, own.shape[-1] - 1)), axis=-1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import array_api_compat
 
-__all__ = ["namespace"]
+__all__ = ["along", "namespace"]
 
 _KNOWN: dict[type, Any] = {}  # a table of our own: torch.compile traces a dict, and warns of their lru_cache
 
@@ -17,3 +17,17 @@ def namespace(array: Any) -> Any:
     if known is None:
         known = _KNOWN[type(array)] = array_api_compat.array_namespace(array)
     return known
+
+
+def along(data: Any, index: Any, axis: int) -> Any:
+    """``take_along_axis`` for indices that are none of them negative; other axes of size 1 serve all of the other's.
+
+    For torch, `take_along_axis` of the Array API is five kernels, four of them for negative indices.
+    """
+    if not hasattr(data, "gather"):
+        return namespace(data).take_along_axis(data, index, axis=axis)
+    axis %= data.ndim
+    shape = [max(pair) for pair in zip(data.shape, index.shape, strict=True)]
+    wide, narrow = list(shape), list(shape)
+    wide[axis], narrow[axis] = data.shape[axis], index.shape[axis]
+    return data.expand(wide).gather(axis, index.expand(narrow))

@@ -19,7 +19,7 @@ import numpy as np
 
 from ._errors import MissingColumnError, PlanError, UnsupportedModelError
 from ._heads import UNDIVIDED, Heads
-from ._namespace import namespace
+from ._namespace import along, namespace
 
 if TYPE_CHECKING:
     from ._protocols import Backend
@@ -211,10 +211,10 @@ class Queries:
         order = xp.argsort(xp.where(self.valid, self.positions, xp.full_like(self.positions, -1)), axis=-1, stable=True)
         last = order[:, order.shape[1] - count :]
         return Queries(
-            xp.take_along_axis(self.vectors, last[:, None, :, None], axis=2),
-            xp.take_along_axis(self.positions, last, axis=1),
-            xp.take_along_axis(self.valid, last, axis=1),
-            None if self.reach is None else xp.take_along_axis(self.reach, last, axis=1),
+            along(self.vectors, last[:, None, :, None], axis=2),
+            along(self.positions, last, axis=1),
+            along(self.valid, last, axis=1),
+            None if self.reach is None else along(self.reach, last, axis=1),
         )
 
 

@@ -15,12 +15,20 @@ import kvpolicy
 import kvpolicy.testing
 import kvpolicy_hf
 import kvpolicy_hf.evaluate
+import kvpolicy_hf.evaluate.tasks
 import kvpolicy_hf.loading
 import kvpolicy_hf.plots
 import kvpolicy_hf.simulate
 import kvpolicy_hf.tune
 
-MODULES = (kvpolicy_hf.evaluate, kvpolicy_hf.loading, kvpolicy_hf.plots, kvpolicy_hf.simulate, kvpolicy_hf.tune)
+MODULES = (
+    kvpolicy_hf.evaluate,
+    kvpolicy_hf.evaluate.tasks,
+    kvpolicy_hf.loading,
+    kvpolicy_hf.plots,
+    kvpolicy_hf.simulate,
+    kvpolicy_hf.tune,
+)
 PACKAGES = {package.__name__: package for package in (kvpolicy, kvpolicy.testing, kvpolicy_hf, *MODULES)}
 PAGES = sorted((ROOT / "docs" / "reference").glob("*.md"))
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import kvpolicy_bench
 import polars as pl
 import pytest
 
@@ -11,6 +10,8 @@ from kvpolicy_hf.evaluate.run import subject_of
 from kvpolicy_hf.evaluate.tasks import BenchQuestion
 from kvpolicy_hf.evaluate.tasks.bench import BENCH_TASKS
 from kvpolicy_hf.loading import LoadingError, load_model
+
+kvpolicy_bench = pytest.importorskip("kvpolicy_bench")  # the sdist is without it
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,8 @@ def seen(sample: Sample) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_same_seed_draws_the_same_and_more_only_adds(name: str, demo: Subject) -> None:
+    if isinstance(TASKS[name], BenchQuestion):
+        pytest.importorskip("kvpolicy_bench")  # the sdist is without it
     subject = demo if isinstance(TASKS[name], (BenchQuestion, EmojiQuestion)) else READER
     draw: Callable[..., Any] = TASKS[name].samples
     first, longer, other = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias
 
 from .._heads import all_rows, own_rows
+from .._namespace import along
 from .._placed import placed
 from .._protocols import Backend
 from .._tokens import numbered
@@ -42,7 +43,7 @@ def mean_by_token(xp: Any, ops: Backend, scores: Array, valid: Array, positions:
         ops.segment_sum(xp.astype(data, scores.dtype)[..., None], token[..., None])
         for data in (xp.where(valid & ~endless, scores, xp.zeros_like(scores)), valid, valid & endless)
     ]
-    total, held, ends = (xp.astype(xp.take_along_axis(data, token, axis=-1), scores.dtype) for data in sums)
+    total, held, ends = (xp.astype(along(data, token, axis=-1), scores.dtype) for data in sums)
     mean = total / xp.where(held > 0, held, xp.ones_like(held))
     return xp.where(ends > 0, xp.full_like(mean, float("inf")), mean)
 
@@ -82,8 +83,8 @@ def asked(view: CacheView, step: Step, counted: Array) -> Array:
         return xp.astype(sees, xp.int64) * number
     order, back = _merged(view, places)
     number = xp.broadcast_to(number, (*view.shape[:2], places.shape[1]))
-    line = xp.take_along_axis(xp.concat([xp.zeros_like(view.positions), number], axis=-1), order, axis=-1)
-    before = xp.take_along_axis(xp.cumulative_sum(line, axis=-1), back, axis=-1)[..., : view.shape[2]]
+    line = along(xp.concat([xp.zeros_like(view.positions), number], axis=-1), order, axis=-1)
+    before = along(xp.cumulative_sum(line, axis=-1), back, axis=-1)[..., : view.shape[2]]
     after = xp.sum(number, axis=-1, keepdims=True) - before
     return xp.where(view.valid, after, xp.zeros_like(after))
 
@@ -94,12 +95,12 @@ def at(view: CacheView, data: Array, places: Array) -> Array:
     order, back = _merged(view, places)
     none = xp.zeros((*view.shape[:2], places.shape[1]), dtype=data.dtype, device=data.device)
     known = xp.where(view.valid, data, xp.zeros_like(data))
-    line = xp.take_along_axis(xp.concat([known, none], axis=-1), order, axis=-1)
-    place = xp.take_along_axis(_places(view, places), order, axis=-1)
+    line = along(xp.concat([known, none], axis=-1), order, axis=-1)
+    place = along(_places(view, places), order, axis=-1)
     # A query stands right behind the row of its position.
     own = xp.where(place[..., 1:] == place[..., :-1], line[..., :-1], xp.zeros_like(line[..., 1:]))
     own = xp.concat([xp.zeros_like(line[..., :1]), own], axis=-1)
-    return xp.take_along_axis(own, back, axis=-1)[..., view.shape[2] :]
+    return along(own, back, axis=-1)[..., view.shape[2] :]
 
 
 def _merged(view: CacheView, places: Array) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from .._check import check_count
 from .._errors import PolicyError
+from .._namespace import along
 from .._protocols import ImportanceScorer, Observer
 from .._types import Array, CacheView, Column, Scores, Step
 from ._common import unit, wide
@@ -156,7 +157,7 @@ class GRUController(ImportanceScorer, Observer):
         new = view.positions == step.query_positions[:, None, -1:]  # the row of a single token lies anywhere
         if count == 1:
             slot = xp.argmax(xp.astype(new, xp.int8), axis=-1)[..., None]
-            keys = xp.take_along_axis(view.keys, slot[..., None], axis=2)
+            keys = along(view.keys, slot[..., None], axis=2)
         else:  # those of several end the table, in order
             keys = view.keys[:, :, view.shape[2] - count :]
         read = _features(xp, keys, step)
@@ -194,11 +195,11 @@ class GRUController(ImportanceScorer, Observer):
         places = xp.where(earlier, view.positions, xp.full_like(view.positions, -1))
         newest = xp.argmax(places, axis=-1)[..., None]  # with padding alone, a piece of that: its code is zero
         nothing = xp.zeros(newest.shape, dtype=like.dtype, device=like.device)
-        parts = [nothing if data is None else xp.take_along_axis(data, newest, axis=-1) for data in known]
+        parts = [nothing if data is None else along(data, newest, axis=-1) for data in known]
         codes = step.heads.all(xp.concat(parts, axis=-1))
-        head = xp.argmax(step.heads.all(xp.take_along_axis(places, newest, axis=-1)), axis=1)[:, None]
+        head = xp.argmax(step.heads.all(along(places, newest, axis=-1)), axis=1)[:, None]
         head = xp.broadcast_to(head, (head.shape[0], 1, codes.shape[-1]))
-        return xp.take_along_axis(codes, head, axis=1)[:, 0]
+        return along(codes, head, axis=1)[:, 0]
 
     def _read(self, xp: Any, read: Array, valid: Array, state: Array) -> Array:
         """The codes [B, Q, r] of tokens with features [B, Q, D], from the state before them."""

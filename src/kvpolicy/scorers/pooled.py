@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, Literal, final
 
 from .._check import check_choice, check_count, check_stage
 from .._errors import PolicyError
+from .._namespace import along
 from .._protocols import CrossLayer, ImportanceScorer, Observer
 from .._repr import constructor_repr
 from .._types import Array, CacheView, Column, Scores, Step
@@ -85,27 +85,25 @@ class Pooled(ImportanceScorer, Observer):
         counts = view.valid & xp.isfinite(scores)
         arrival = xp.where(counts, view.positions, xp.full_like(view.positions, xp.iinfo(xp.int64).max))
         order = xp.argsort(arrival, axis=-1, stable=True)  # the rows that count come first
-        line = xp.take_along_axis(scores, order, axis=-1)
-        pooled = self._pooled(xp, line, xp.take_along_axis(counts, order, axis=-1))
-        pooled = xp.take_along_axis(pooled, xp.argsort(order, axis=-1), axis=-1)
+        line = along(scores, order, axis=-1)
+        pooled = self._pooled(xp, line, along(counts, order, axis=-1))
+        pooled = along(pooled, xp.argsort(order, axis=-1), axis=-1)
         return xp.where(counts, pooled, scores)
 
     def _pooled(self, xp: Any, line: Array, counts: Array) -> Array:
         """Pool a line [B, H, S] of which some places count."""
-        infinity = xp.full_like(line, float("inf"))
         if self.mode == "max":
-            return reduce(xp.maximum, self._windows(xp, xp.where(counts, line, -infinity), float("-inf")))
+            return xp.max(self._windows(xp, xp.where(counts, line, float("-inf")), float("-inf")), axis=-1)
         # Summed up from the least of them: the mean of equal scores is that score to the bit, so that ties stay ties.
-        least = reduce(xp.minimum, self._windows(xp, xp.where(counts, line, infinity), float("inf")))
-        total, number = xp.zeros_like(line), xp.zeros_like(line)
-        near = self._windows(xp, xp.where(counts, line, xp.zeros_like(line)), 0.0)
-        for score, there in zip(near, self._windows(xp, counts, False), strict=True):
-            total = total + xp.where(there, score - least, xp.zeros_like(line))
-            number = number + xp.astype(there, line.dtype)
-        return least + total / xp.where(number > 0, number, xp.ones_like(number))
+        near, there = self._windows(xp, xp.where(counts, line, 0.0), 0.0), self._windows(xp, counts, False)
+        number = xp.sum(there, axis=-1, dtype=line.dtype)
+        least = xp.where(number > 0, xp.min(xp.where(there, near, float("inf")), axis=-1), 0.0)
+        total = xp.sum(xp.where(there, near - least[..., None], 0.0), axis=-1)
+        return least + total / xp.maximum(number, xp.ones_like(number))
 
-    def _windows(self, xp: Any, line: Array, fill: float | bool) -> list[Array]:
-        """The line as its neighbours on the left see it, and so on to those on the right."""
+    def _windows(self, xp: Any, line: Array, fill: float | bool) -> Array:
+        """Each place with its neighbours, [B, H, S, kernel], from those on the left to those on the right."""
         beyond = xp.full((*line.shape[:2], self.kernel // 2), fill, dtype=line.dtype, device=line.device)
         padded = xp.concat([beyond, line, beyond], axis=-1)
-        return [padded[..., shift : shift + line.shape[-1]] for shift in range(self.kernel)]
+        places = xp.arange(line.shape[-1], device=line.device)[:, None] + xp.arange(self.kernel, device=line.device)
+        return xp.reshape(xp.take(padded, xp.reshape(places, (-1,)), axis=-1), (*line.shape, self.kernel))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from .._check import check_number, check_share
+from .._namespace import along
 from .._protocols import Selector
 from .._repr import constructor_repr
 from .._types import Array, CacheView, KeepMask, Quota, Scored, Selection, Step
@@ -57,12 +58,12 @@ class Clusters(Selector):
         end = xp.full_like(rank, view.shape[2] - 1)
         place = xp.minimum(rank, end)  # where a row stands in that order
         linked = self._links(scored, quota, rank, order, place, step)
-        apart = xp.logical_not(xp.take_along_axis(linked, order, axis=-1))
+        apart = xp.logical_not(along(linked, order, axis=-1))
         begins = xp.concat([xp.ones_like(apart[..., :1]), apart[..., :-1]], axis=-1)
         number = xp.cumulative_sum(xp.astype(begins, xp.int64), axis=-1) - 1
-        cluster = xp.where(view.valid, xp.take_along_axis(number, place, axis=-1), end + 1)
+        cluster = xp.where(view.valid, along(number, place, axis=-1), end + 1)
         pivots = _best(scored.scores, cluster, order, view)
-        groups = xp.take_along_axis(pivots, xp.minimum(cluster, end), axis=-1)
+        groups = along(pivots, xp.minimum(cluster, end), axis=-1)
         stays = view.valid & (quota > 0)[..., None]
         groups = xp.where(stays, groups, xp.full_like(groups, -1))
         slots = xp.arange(view.shape[2], dtype=xp.int64, device=view.positions.device)
@@ -73,10 +74,10 @@ class Clusters(Selector):
         view, xp = scored.view, scored.view.xp
         held = xp.sum(xp.astype(view.valid, xp.int64), axis=-1)
         rest = view.valid & ~self._alone(scored, quota, rank, held, step)
-        here = xp.take_along_axis(rest, order, axis=-1)
+        here = along(rest, order, axis=-1)
         joined = here & xp.concat([here[..., 1:], xp.zeros_like(here[..., :1])], axis=-1)
-        joined = view.valid & xp.take_along_axis(joined, place, axis=-1)
-        similarity = xp.take_along_axis(_to_next(view, order), place, axis=-1)
+        joined = view.valid & along(joined, place, axis=-1)
+        similarity = along(_to_next(view, order), place, axis=-1)
         if self.epsilon is None:
             return step.ops.top_k(similarity, held - quota, view.only(joined))
         return joined & (similarity > self.epsilon) & (held > quota)[..., None]
@@ -102,7 +103,7 @@ def _to_next(view: CacheView, order: Array) -> Array:
     dtype = xp.float64 if view.keys.dtype == xp.float64 else xp.float32
     pieces = []
     for start in range(0, rows, _CHUNK):
-        keys = xp.take_along_axis(view.keys, order[..., start : start + _CHUNK + 1, None], axis=2)
+        keys = along(view.keys, order[..., start : start + _CHUNK + 1, None], axis=2)
         keys = xp.astype(keys, dtype)
         one, other = keys[:, :, :-1], keys[:, :, 1:]
         length = xp.sqrt(xp.sum(one**2, axis=-1)) * xp.sqrt(xp.sum(other**2, axis=-1))
@@ -116,9 +117,9 @@ def _best(scores: Array, cluster: Array, order: Array, view: CacheView) -> Array
     xp = view.xp
     worth = xp.where(view.valid, scores, xp.full_like(scores, -xp.inf))
     for key in (worth, cluster):  # by arrival, in that by score, in that by cluster: a cluster's best row comes last
-        again = xp.argsort(xp.take_along_axis(key, order, axis=-1), axis=-1, stable=True)
-        order = xp.take_along_axis(order, again, axis=-1)
-    number = xp.take_along_axis(cluster, order, axis=-1)
+        again = xp.argsort(along(key, order, axis=-1), axis=-1, stable=True)
+        order = along(order, again, axis=-1)
+    number = along(cluster, order, axis=-1)
     inside = xp.concat([number[..., 1:] == number[..., :-1], xp.zeros_like(number[..., :1], dtype=xp.bool)], axis=-1)
     last = xp.argsort(xp.astype(inside, xp.int64), axis=-1, stable=True)
-    return xp.take_along_axis(order, last, axis=-1)
+    return along(order, last, axis=-1)

@@ -14,7 +14,7 @@ from .continuation import Continuation
 from .emoji import EmojiQuestion
 from .needle import Needle
 
-__all__ = ["TASKS", "BenchQuestion", "Continuation", "EmojiQuestion", "Needle", "tasks_of"]
+__all__ = ["TASKS", "BenchQuestion", "Continuation", "EmojiQuestion", "Needle"]
 
 TASKS: Mapping[str, Task] = {
     "grid-at": EmojiQuestion("grid", "at"),

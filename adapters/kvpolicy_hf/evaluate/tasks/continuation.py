@@ -31,7 +31,7 @@ class Continuation:
         source: ``"pydoc"``, the help topics of Python's standard library (PSF licence), or a text file, plain or
             ``.gz``.
         prompt: tokens of each prompt.
-        score: tokens whose likelihood is measured after it.
+        score_tokens: tokens whose likelihood is measured after it.
     """
 
     source: str = "pydoc"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from ..._check import check_count
+from ..._namespace import along
 from ..._protocols import Assigner
 from ..._repr import constructor_repr
 from ..._types import Assignment, Scored, Selection, Step
@@ -39,12 +40,12 @@ class NextKept(Assigner):
         rows, device = view.shape[2], view.positions.device
         rank = step.ops.arrival_rank(view)
         order = xp.argsort(rank, axis=-1, stable=True)
-        passed = xp.cumulative_sum(xp.astype(xp.take_along_axis(selection.keep, order, axis=-1), xp.int64), axis=-1)
+        passed = xp.cumulative_sum(xp.astype(along(selection.keep, order, axis=-1), xp.int64), axis=-1)
         # Place n of ``kept`` is the n-th kept row, and that many kept rows came before a row that leaves.
         kept = xp.argsort(xp.where(selection.keep, rank, xp.full_like(rank, rows)), axis=-1, stable=True)
-        before = xp.take_along_axis(passed, xp.minimum(rank, xp.full_like(rank, rows - 1)), axis=-1)
+        before = along(passed, xp.minimum(rank, xp.full_like(rank, rows - 1)), axis=-1)
         place = before[..., None] + xp.arange(self.count, dtype=xp.int64, device=device)
         there = (view.valid & ~selection.keep)[..., None] & (place < passed[..., -1:, None])
         flat = xp.reshape(xp.where(there, place, xp.zeros_like(place)), (*view.shape[:2], -1))
-        target = xp.reshape(xp.take_along_axis(kept, flat, axis=-1), place.shape)
+        target = xp.reshape(along(kept, flat, axis=-1), place.shape)
         return Assignment(xp.where(there, target, xp.full_like(target, -1)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import array_api_compat
 
+from ..._namespace import along
 from ..._types import Array, Assignment, CacheView, Step, Weights
 
 __all__ = ["at_target", "folded", "normalised", "shared_count", "summed", "wide"]
@@ -21,7 +22,7 @@ def at_target(data: Array, into: Array) -> Array:
     """``data`` [B, H, S] of the row that each row folds into, [B, H, S, M]; that of row 0 where it does not."""
     xp = array_api_compat.array_namespace(into)
     flat = xp.reshape(xp.where(into >= 0, into, 0), (*into.shape[:2], -1))
-    return xp.reshape(xp.take_along_axis(data, flat, axis=-1), into.shape)
+    return xp.reshape(along(data, flat, axis=-1), into.shape)
 
 
 def summed(data: Array, into: Array, step: Step) -> Array:

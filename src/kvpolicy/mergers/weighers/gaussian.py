@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from ..._check import check_choice, check_number
+from ..._namespace import along
 from ..._protocols import Weigher
 from ..._repr import constructor_repr
 from ..._types import Array, Assignment, CacheView, Scored, Selection, Step, Weights
@@ -69,7 +70,7 @@ def _distance(view: CacheView, into: Array) -> Array:
         keys = xp.astype(view.keys[:, :, now], wide(view))
         columns = []
         for m in range(into.shape[-1]):
-            there = xp.take_along_axis(view.keys, target[:, :, now, m, None], axis=2)
+            there = along(view.keys, target[:, :, now, m, None], axis=2)
             square = xp.sum((keys - xp.astype(there, wide(view))) ** 2, axis=-1)
             # Keys that differ by rounding are equal: a mean of such distances would be a width of nothing but rounding.
             apart = square > _ROUNDING**2 * xp.sum(keys**2, axis=-1)

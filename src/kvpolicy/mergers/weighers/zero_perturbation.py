@@ -8,6 +8,7 @@ from typing import ClassVar, final
 from array_api_compat import array_namespace
 
 from ..._check import check_number
+from ..._namespace import along
 from ..._protocols import Weigher
 from ..._repr import constructor_repr
 from ..._types import Array, Assignment, CacheView, Scored, Selection, Step, Weights
@@ -83,9 +84,9 @@ def _largest(data: Array, into: Array, step: Step) -> Array:
     xp, shape = array_namespace(into), into.shape
     data, into = (xp.reshape(array, (*shape[:2], -1)) for array in (data, into))
     by_size = xp.argsort(data, axis=-1, stable=True)
-    by_target = xp.argsort(xp.take_along_axis(into, by_size, axis=-1), axis=-1, stable=True)
-    order = xp.take_along_axis(by_size, by_target, axis=-1)
-    data, into = (xp.take_along_axis(array, order, axis=-1) for array in (data, into))
+    by_target = xp.argsort(along(into, by_size, axis=-1), axis=-1, stable=True)
+    order = along(by_size, by_target, axis=-1)
+    data, into = (along(array, order, axis=-1) for array in (data, into))
     last = xp.concat([into[..., 1:] != into[..., :-1], xp.ones_like(into[..., :1], dtype=xp.bool)], axis=-1)
     only = xp.where(last, into, xp.full_like(into, -1))
     return summed(xp.reshape(data, shape), xp.reshape(only, shape), step)
