@@ -46,8 +46,6 @@ TITLES = {
     "smollm2-pydoc": "SmolLM2-135M-Instruct: the help topics of Python, 512 tokens of prompt",
     "smollm2-needle": "SmolLM2-135M-Instruct: a number hidden in 512 tokens of Python's help, and asked for at the end",
     "smollm2-jargon": "SmolLM2-135M-Instruct: the Jargon File, 512 tokens of prompt",
-    "bench": "The bench's vision-language model: tasks that differ in where the answer lives",
-    "bench-several": "The bench's vision-language model: two to four pictures in a prompt",
     "demo": "The demo's vision-language model: questions about pictures",
     "demo-own": "A composition of our own, on the demo's model",
     "demo-held-out": "A composition of our own, on kinds of question that its search has not seen",

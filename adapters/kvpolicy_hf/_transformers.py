@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.generation.utils import ALL_CACHE_NAMES
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from kvpolicy import CacheError, UnsupportedModelError
@@ -28,6 +29,7 @@ __all__ = [
     "GenerateCache",
     "PreTrainedModel",
     "RotaryEmbedding",
+    "as_argument",
     "attention_name",
     "crosses_to_images",
     "expands_latents",
@@ -327,6 +329,11 @@ def sight(
     return (part[:, 0].bool(), part[:, 1]) if mask.ndim == 3 else (part.bool(), None)
 
 
+def as_argument(cache: Cache) -> dict[str, Cache]:
+    """A cache by the name that `generate` has for it: from 5.24 on it warns of ``past_key_values``."""
+    return {"cache" if "cache" in ALL_CACHE_NAMES else "past_key_values": cache}
+
+
 class GenerateCache(Cache):
     """A cache that hears when `generate` is called with it: transformers then marks it as the user's."""
 
@@ -346,7 +353,7 @@ class GenerateCache(Cache):
 # Rotary embeddings ----------------------------------------------------------------------------------------------------
 
 _FIXED = ("default", "linear", "llama3", "yarn")  # kinds of frequencies that do not depend on the prompt's length
-_CACHE_ARGUMENTS = ("past_key_values", "layer_past")  # what attention modules call the cache
+_CACHE_ARGUMENTS = ("cache", "past_key_values", "layer_past")  # what attention modules call the cache
 
 
 @dataclass(frozen=True, slots=True)

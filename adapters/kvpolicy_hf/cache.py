@@ -6,6 +6,7 @@ import copy
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import isfunction
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from kvpolicy import (
     CacheError,
+    ImportanceScorer,
     Listener,
     Pass,
+    Pipeline,
     Policy,
     PolicyError,
     Report,
@@ -75,8 +78,8 @@ class PolicyCache(GenerateCache):
     ) -> None:
         if not isinstance(policy, Policy):
             raise PolicyError(
-                f"PolicyCache(policy={policy!r}): policy must be a kvpolicy.Policy. "
-                f"Hint: kvpolicy.elastic_cache(keep=0.2)."
+                f"PolicyCache(policy=...): policy must be a kvpolicy.Policy, not a {type(policy).__name__}. "
+                f"Hint: {_policy_from(policy)}."
             )
         if not is_enabled(model):
             raise CacheError(f"this {type(model).__name__} is not enabled. Hint: kvpolicy_hf.enable(model) first.")
@@ -205,6 +208,11 @@ class PolicyCache(GenerateCache):
         batch = self.session.batch
         device = self._passes[0].positions.device if self._passes else None
         self._select(torch.arange(batch, device=device).repeat_interleave(repeats))
+
+    @property
+    def is_croppable(self) -> bool:
+        """Whether `generate` may take tokens back: after `activate_past_recording`."""
+        return self._recording
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take the last ``-tokens_to_remove`` tokens back, exactly as if they had never come.
@@ -375,10 +383,29 @@ class PolicyCache(GenerateCache):
         return segments.repeat_interleave(batch // segments.shape[0], dim=0)
 
 
+def _policy_from(given: Any) -> str:
+    """How what was given in place of a policy becomes one. A class that was not called is taken for its instance."""
+    name = getattr(given, "__name__", type(given).__name__)
+    if isinstance(given, PreTrainedModel):
+        return "PolicyCache(model, policy), the model first"
+    if isinstance(given, str):
+        return f"kvpolicy.from_text({given!r}, keep=0.2)"
+    if isinstance(given, Pipeline):
+        return "Policy(prefill=pipeline, decode=pipeline)"
+    if isinstance(given, ImportanceScorer):
+        return f"Policy(prefill=Pipeline(schedule=KeepRatio(0.2), score={name}(...)))"
+    return f"{name}(keep=0.2)" if isfunction(given) else "kvpolicy.elastic_cache(keep=0.2)"
+
+
 def _prompt(
     model: PreTrainedModel, inputs: Mapping[str, Any] | None, segments: Tensor | None
 ) -> tuple[int, Tensor | None]:
     """The length of a prompt, 0 if it is not known, and its segments."""
+    if not isinstance(inputs, Mapping | None):
+        raise PolicyError(
+            f"inputs=... is what goes into generate, a mapping; got a {type(inputs).__name__}. "
+            f"Hint: inputs=inputs, not inputs['input_ids']."
+        )
     prompt_length = 0 if inputs is None else int(prompt_ids(inputs, model).shape[1])
     if inputs is not None and segments is None:
         segments = segments_of(inputs, model)

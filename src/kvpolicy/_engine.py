@@ -386,7 +386,10 @@ def _check_scores(pipeline: Pipeline, scores: Any, view: CacheView, step: Step, 
     _check_shape("scores of", pipeline.score, scores, view)
     xp = view.xp
     if not xp.isdtype(scores.dtype, "real floating"):
-        raise PlanError(f"scores of {_at(pipeline.score, view)} have dtype {scores.dtype}; they must be floating.")
+        raise PlanError(
+            f"scores of {_at(pipeline.score, view)} have dtype {scores.dtype}; they must be floating. "
+            f"Hint: view.xp.astype(scores, view.xp.float32)."
+        )
     if not check:
         return
     nan, host, where = xp.isnan(scores) & view.valid, step.ops.host, _at(pipeline.score, view)

@@ -62,7 +62,8 @@ def kind_of(name: Any, place: Place, known: Mapping[str, Kind]) -> Kind:
     if ":" in name:
         raise PolicyError(
             f"{where}: {shown(name)} is no stage of kvpolicy, and what a document names is not imported; allowed: "
-            f"{', '.join(known) or 'none'}. Hint: allow=(TheClass,)."
+            f"{', '.join(known) or 'none'}. Hint: allow=(TheClass,); on a command line, in place of the file, "
+            f"module:function of a function that returns the policy."
         )
     raise PolicyError(f"{where}: no stage {shown(name)}; there are: {', '.join(STOCK)}.{near(name, STOCK)}")
 

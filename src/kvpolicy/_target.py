@@ -59,10 +59,21 @@ def _recipe(target: str, keep: float | None) -> Any:
     except PolicyError as error:
         if target.partition("(")[0].strip() in RECIPES:
             raise
-        raise PolicyError(f"{error} For a policy or a stage of your own: module:Name.") from None
+        raise PolicyError(f"{error} For a policy or a stage of your own: {_with_colon(target)}.") from None
+
+
+def _with_colon(target: str) -> str:
+    """How something of the user's is named: ``module.Name`` and ``module.py`` say enough to spell it out."""
+    path, bracket, arguments = target.partition("(")
+    module, _, name = path.strip().rpartition(".")
+    if not all(part.isidentifier() for part in (*module.split("."), name)):
+        return "module:Name"
+    return f"{module}:Name" if name == "py" else f"{module}:{name}{bracket}{arguments}"
 
 
 def _imported(module: str, target: str) -> Any:
+    if not module or module.startswith("."):
+        raise PolicyError(f"{target!r}: {module!r} is no name of a module.")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # as `python -m` would
@@ -75,8 +86,6 @@ def _imported(module: str, target: str) -> Any:
             f"{target!r}: there is no module {error.name!r} here or among what is installed. "
             f"Hint: the name of the module without .py, from the folder that it is in."
         ) from error
-    except ValueError as error:
-        raise PolicyError(f"{target!r}: {module!r} is no name of a module.") from error
 
 
 def _makes(value: Any) -> bool:

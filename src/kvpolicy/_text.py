@@ -6,7 +6,7 @@ import ast
 import inspect
 from typing import Any
 
-from ._check import LONGEST, WIDEST, shown
+from ._check import LONGEST, WIDEST, closest, shown
 from ._errors import PolicyError
 from ._policy import Policy
 from .policies import RECIPES
@@ -28,7 +28,7 @@ def from_text(text: str, *, keep: float | None = None) -> Policy:
     """
     name, arguments = call_of(text)
     if name not in RECIPES:
-        raise PolicyError(f"no recipe {shown(name)}; there are: {', '.join(RECIPES)}.")
+        raise PolicyError(f"no recipe {shown(name)}.{closest(name.lower(), RECIPES)}")
     takes = inspect.signature(RECIPES[name]).parameters
     if unknown := [argument for argument in arguments if argument not in takes]:
         raise PolicyError(f"{name}({unknown[0][:LONGEST]}=...): it takes {', '.join(takes) or 'no arguments'}.")

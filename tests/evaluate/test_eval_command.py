@@ -56,6 +56,21 @@ def test_baselines_stand_beside_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert len(arms) == len({(arm.label, arm.keep) for arm in arms})
 
 
+def test_a_later_call_names_what_it_does_not_show(tmp_path: Path) -> None:
+    assert run(*LITTLE, "--records", "0", "--out", str(tmp_path)).exit_code == 0
+    report = (tmp_path / "report.html").read_bytes()
+    wrong = [*LITTLE[:4], "--policy", "head_kv(table=((1,2),))", *LITTLE[6:], "--records", "0", "--out", str(tmp_path)]
+    result = run(*wrong)
+    assert result.exit_code == 1
+    assert "this model has 4 layers" in " ".join(result.output.split())
+    assert "no report was written" in result.output
+    assert (tmp_path / "report.html").read_bytes() == report
+    result = run(*wrong, "--policy", "tova")
+    assert result.exit_code == 0
+    assert "Not shown, though measured here before: h2o." in result.output
+    assert "measuring: 3 of 3" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -152,6 +152,40 @@ def test_a_run_goes_on_where_it_stopped_and_takes_in_more(
     assert added.rows.filter(pl.col("policy") != "tova").equals(again.rows)
 
 
+SCORER = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Norm:
+    def score(self, view, step):
+        return {sign}view.xp.linalg.vector_norm(view.values, axis=-1)
+"""
+
+
+def test_an_edited_scorer_is_measured_again_and_nothing_else(
+    demo: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # bytecode goes by whole seconds
+    file, out = tmp_path / "norm_that_is_edited.py", tmp_path / "out"
+
+    def told() -> pl.DataFrame:
+        sys.modules.pop(file.stem, None)
+        policies = ["h2o", f"{file.stem}:Norm"]
+        return evaluate(demo, tasks=["grid-row"], policies=policies, keeps=[0.3], samples=2, records=0, out=out).rows
+
+    file.write_text(SCORER.format(sign=""), encoding="utf-8")
+    first = told()
+    assert told().equals(first)
+    file.write_text(SCORER.format(sign="-"), encoding="utf-8")
+    second = told()
+    assert second.height == first.height == 6
+    assert second.filter(pl.col("policy") != "Norm").equals(first.filter(pl.col("policy") != "Norm"))
+    assert of(second, policy="Norm")["nats"].to_list() != of(first, policy="Norm")["nats"].to_list()
+    file.write_text(SCORER.format(sign=""), encoding="utf-8")
+    assert told().equals(first)
+
+
 def test_other_conditions_do_not_mix(demo: Subject, tmp_path: Path) -> None:
     little = {"tasks": ["photo-at"], "policies": ["h2o"], "samples": 2, "records": 0, "out": tmp_path}
     evaluate(demo, **little)  # type: ignore[arg-type]

@@ -174,8 +174,9 @@ class TestArguments:
     @given(texts)
     def test_explain(self, name: str) -> None:
         code, out, err = run("explain", "--", name)
-        assert (code, bool(out), bool(err)) == ((0, True, False) if name in RECIPES else (2, False, True))
-        if name and name.isascii() and name.isprintable() and len(name) < 80:
+        assert (code, bool(out), bool(err)) in ((0, True, False), (2, False, True))
+        assert code == 0 or name not in RECIPES
+        if name.isascii() and name.isprintable() and len(name) < 80 and not {"(", ":"} & set(name):
             assert code == 0 or repr(name) in err
 
     @given(st.lists(st.tuples(st.sampled_from(["--keep", "--policies", "--seed", "--out"]), values), max_size=3))
@@ -222,7 +223,7 @@ class TestArguments:
             (["nonsense"], "No such command 'nonsense'"),
             (["policies", "more"], "extra argument(s) (more)"),
             (["explain"], "Missing argument"),
-            (["explain", "[/x]"], "no recipe '[/x]'; there are: full,"),
+            (["explain", "[/x]"], "policy: '[/x]' is neither a recipe nor a call of one"),
             (["explain", "h2o", "tova"], "extra argument(s) (tova)"),
             (["simulate"], "give either a RECORD to replay, or --record FILE"),
             (["simulate", GOOD, "--record", GOOD], "give either a RECORD to replay, or --record FILE"),
@@ -233,8 +234,8 @@ class TestArguments:
             (["simulate", GOOD, "--out", "no/such/x.png"], "--out: there is no folder 'no/such' to write the plot to"),
             (["simulate", GOOD, "--out", "."], "Invalid value for '--out': file '.' is a directory"),
             (["simulate", GOOD, "--policies", ""], "policies '' are no list of recipes"),
-            (["simulate", GOOD, "--policies", "h2o, no_such"], "no recipe 'no_such'; there are"),
-            (["simulate", GOOD, "--policies", "h2o(rows=0)"], "FixedRows(rows=0): rows must be an integer >= 1"),
+            (["simulate", GOOD, "--policies", "h2o, no_such"], "no recipe 'no_such'. There are: full,"),
+            (["simulate", GOOD, "--policies", "h2o(rows=0)"], "h2o(rows=0): rows must be an integer >= 1"),
             (["simulate", "bad.safetensors"], "'bad.safetensors' is not a safetensors file"),
             (["simulate", "[/x]"], "no record '[/x]'. Hint: `kvpolicy simulate --record"),
         ],

@@ -13,7 +13,7 @@ from kit import FEW, ROWS, STAGES, words
 from typer.testing import CliRunner
 
 from kvpolicy.cli import app
-from kvpolicy.testing import ConformanceError, checks_of
+from kvpolicy.testing import PROFILES, ConformanceError, checks_of
 
 pytestmark = pytest.mark.usefixtures("few")
 
@@ -47,7 +47,13 @@ class TestCommand:
         assert "Fine(rows=" in out
         assert "well_formed pass" in out
         assert "padding_invariant pass" in out
-        assert out.endswith("no law is broken")
+        assert out.endswith(f"no law is broken, with up to {FEW} examples each")
+
+    def test_how_hard_was_tried(self, check: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(PROFILES, "dev", FEW // 2)  # type: ignore[arg-type]
+        expect = ("--law", "padding_invariant", "--expect", "padding_invariant=it counts padding")
+        out = check("kit_stages:OfLength", "--backend", "numpy", "--profile", "dev", *expect)[1]
+        assert out.endswith(f"no law is broken, with up to {FEW // 2} examples each; --profile ci tries {FEW}")
 
     def test_what_is_wrong(self, check: Command) -> None:
         code, out, err = check("kit_stages:OfLength", "--backend", "numpy")
@@ -121,7 +127,7 @@ class TestCommand:
             ("kit_stages:fine(rows=2)", "fine is an instance already and takes no arguments. Hint: kit_stages:fine."),
             ("kit_stages:np", "'numpy' is a module; the kit checks an instance of a class in it."),
             ("kit_stages:number", "3 is neither a Policy nor a stage"),
-            ("h3o", "no recipe 'h3o'; there are: full, elastic_cache,"),
+            ("h3o", "no recipe 'h3o'. Hint: h2o. For a policy or a stage of your own"),
             ("h2o(width=2)", "h2o(width=...): it takes"),
             ("kit_stages", "adore. For a policy or a stage of your own: module:Name."),
             (

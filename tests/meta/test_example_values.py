@@ -113,6 +113,7 @@ def test_what_kinds_of_numbers_are() -> None:
     layer = {kind: Table(vectors=kind, **size).build().layers[0] for kind in ("axes", "zeros", "equal", "dominant")}
     assert np.all(np.abs(layer["axes"].keys).sum(-1) == 1)
     assert 0 < (layer["zeros"].keys == 0).all(-1).sum() < 8
+    assert 0 < (layer["zeros"].values == 0).all(-1).sum() < 8
     assert np.all(layer["equal"].keys == layer["equal"].keys[:, :, :1])
     assert sorted(np.abs(layer["dominant"].keys).sum(-1).ravel())[-2:] == [0, 400]
     kinds = ("ties", "equal", "infinite", "worthless", "denormal", "dominant")

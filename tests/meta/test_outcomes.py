@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 import numpy as np
 import pytest
-from kit import OfLength
+from kit import OfLength, check
 
 import kvpolicy as kv
-from kvpolicy.testing import ConformanceError, Place, Table, checks
+from kvpolicy.testing import ConformanceError, Place, Request, Table, checks
 from kvpolicy.testing._outcome import BrokenLawError, compare, describe
 
 pytestmark = pytest.mark.usefixtures("few")
+
+
+class Scorer(kv.ImportanceScorer):
+    """A scorer of a user's own."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
 
 class TestOutcomes:
@@ -63,6 +71,61 @@ class TestOutcomes:
             def budget(self, step: Any) -> int:
                 raise ZeroDivisionError("no rows")
 
-        with pytest.raises(ConformanceError, match="raised ZeroDivisionError: no rows") as caught:
+        line = Broken.budget.__code__.co_firstlineno + 1
+        said = f"raised ZeroDivisionError: no rows\n  at {__file__}:{line}, in budget"
+        with pytest.raises(ConformanceError, match=re.escape(said)) as caught:
             checks.padding_invariant(Broken(), Table())
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+    def test_what_a_library_raises_is_told_with_the_users_line(self) -> None:
+        class Lost(OfLength):
+            def budget(self, step: Any) -> int:
+                return json.loads("")["rows"]
+
+        with pytest.raises(
+            ConformanceError, match=r"raised JSONDecodeError: .*\n  at .*test_outcomes\.py:\d+, in budget"
+        ):
+            checks.padding_invariant(Lost(), Table())
+
+    def test_what_no_line_of_the_user_raises_has_none(self) -> None:
+        class Flat(Scorer):
+            def score(self, view: kv.CacheView, step: kv.Step) -> Any:
+                return view.values[..., 0, 0]
+
+        with pytest.raises(ConformanceError) as caught:
+            check(checks.well_formed, component := Flat())(component)
+        # of sizes that differ, so that it can be seen which axis is missing
+        assert caught.value.detail == (
+            "raised PlanError: scores of Flat at layer 0: got shape [2, 3]; "
+            "needs a ndarray [batch, heads, rows] = [2, 3, 5]."
+        )
+
+    def test_a_dtype_that_is_not_floating(self) -> None:
+        class Rounded(Scorer):
+            def score(self, view: kv.CacheView, step: kv.Step) -> Any:
+                return view.positions
+
+        said = "have dtype int64; they must be floating. Hint: view.xp.astype(scores, view.xp.float32)."
+        with pytest.raises(ConformanceError, match=re.escape(said)):
+            checks.well_formed(Rounded(), Table(), backend="numpy")
+
+    def test_a_score_that_is_nan(self) -> None:
+        class OverItself(Scorer):
+            def score(self, view: kv.CacheView, step: kv.Step) -> Any:
+                length = view.xp.linalg.vector_norm(view.values, axis=-1)
+                return view.xp.where(length > 0, length, view.xp.nan)
+
+        said = r"score is NaN\. Hint: -inf marks a row as worthless, NaN means nothing\.$"
+        with pytest.raises(ConformanceError, match=re.compile(said, re.M)):
+            checks.finite(OverItself(), Table(tokens=8, vectors="zeros"), backend="numpy")
+
+    def test_a_row_that_chunks_lose(self) -> None:
+        class Latest(Scorer):
+            def score(self, view: kv.CacheView, step: kv.Step) -> Any:
+                return step.ops.attention_mass(view, step.latest(8))
+
+        said = (
+            "token 2: it was dropped when the prompt came in chunks of 1, and kept when it came whole. Hint: step.quer"
+        )
+        with pytest.raises(ConformanceError, match=re.escape(said)):
+            checks.chunk_invariant(Latest(), Request(prompt=4, steps=0), backend="numpy")

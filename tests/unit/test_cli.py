@@ -64,11 +64,21 @@ def test_explain_shows_formula_source_use_and_arguments() -> None:
     assert "distance rows at the end of the compressed prompt" in words(out)
 
 
-def test_unknown_recipe_names_those_there_are() -> None:
+@pytest.mark.parametrize("name", ["h2o(recent=0.25)", "kvpolicy.policies:h2o(recent=0.25)"])
+def test_explain_prints_what_a_call_or_something_of_ones_own_is_made_of(name: str) -> None:
+    code, out, _ = run("explain", name)
+    assert code == 0
+    assert words(out).startswith(f"composition of {name}")
+    assert eval(out.strip().partition("\n")[2], vars(kvpolicy)) == kvpolicy.h2o(keep=0.2, recent=0.25)
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
     code, out, err = run("explain", "elastic")
     assert code == 2
     assert out == ""
-    assert words(err) == f"error: no recipe 'elastic'; there are: {', '.join(kvpolicy.RECIPES)}."
+    assert words(err) == (
+        "error: no recipe 'elastic'. Hint: elastic_cache. For a policy or a stage of your own: module:Name."
+    )
 
 
 def test_help_lists_the_commands() -> None:

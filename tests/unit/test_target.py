@@ -58,7 +58,10 @@ def test_a_budget_goes_to_what_takes_one(here: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("h20", "no recipe 'h20'.* For a policy or a stage of your own: module:Name"),
+        ("h20", r"no recipe 'h20'\. Hint: h2o\. For a policy or a stage of your own: module:Name\."),
+        ("8.5", r"of your own: module:Name\."),
+        ("my.module.Window(size=5)", r"of your own: my\.module:Window\(size=5\)\."),
+        ("module_of_mine.py", r"of your own: module_of_mine:Name\."),
         ("h2o(rows=-1)", "rows"),
         ("module_of_mine:PLAIN(size=3)", "PLAIN is an instance already and takes no arguments"),
         ("module_of_mine:half", r"cannot be made: half\(\) missing 1 required"),
@@ -66,6 +69,7 @@ def test_a_budget_goes_to_what_takes_one(here: Path) -> None:
         ("nothing_of_that_name:It", "there is no module 'nothing_of_that_name'"),
         ("module_of_mine.inner:It", "there is no module 'module_of_mine.inner'"),
         (":It", "'' is no name of a module"),
+        (".inner:It", "'.inner' is no name of a module"),
     ],
 )
 def test_what_is_not_there_is_told_by_name(here: Path, target: str, words: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from kvpolicy import Policy
 
 from .. import PolicyCache
+from .._transformers import as_argument
 from ..plots.history import Fate
 from ..plots.watch import Watch
 
@@ -50,7 +51,7 @@ def ask(model: Any, processor: Any, inputs: Any, policy: Policy, *, max_new_toke
     cache = PolicyCache(model, policy, inputs=inputs, listen=watch)
     began = time.perf_counter()
     with torch.inference_mode():
-        output = model.generate(**inputs, past_key_values=cache, max_new_tokens=max_new_tokens, **GREEDY)
+        output = model.generate(**inputs, **as_argument(cache), max_new_tokens=max_new_tokens, **GREEDY)
     prompt = inputs["input_ids"].shape[1]
     new = output[0, prompt:].tolist()  # waits for the device
     seconds = time.perf_counter() - began

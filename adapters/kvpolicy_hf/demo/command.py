@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers.utils import logging
 
-from kvpolicy import Policy, from_text
+from kvpolicy import Policy, PolicyError, from_target
 
 from .. import enable
 from .._progress import progress_bar
@@ -53,7 +53,8 @@ def demo(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help="A recipe (see `kvpolicy policies`), with arguments if you like; repeat it to compare several.",
+            help="A recipe (see `kvpolicy policies`), with arguments if you like, or module:Name of a policy of your "
+            "own; repeat it to compare several.",
             show_default=", ".join(ARMS),
             metavar="NAME | NAME(ARG=VALUE, ...)",
         ),
@@ -112,9 +113,16 @@ def choose(names: Sequence[str], keep: float) -> dict[str, Policy]:
     """The policies of these names at this budget.
 
     Raises:
-        PolicyError: for a name that is no recipe, or a budget out of range.
+        PolicyError: for a name of no policy, or a budget out of range.
     """
-    return {name: from_text(name, keep=keep) for name in names}
+    policies = {name: from_target(name, keep=keep) for name in names}
+    for name, made in policies.items():
+        if not isinstance(made, Policy):
+            raise PolicyError(
+                f"--policy {name} is a {type(made).__name__}, not a policy. "
+                f"Hint: module:function of a function of keep that returns one."
+            )
+    return policies
 
 
 def answer_all(cases: Sequence[Case], policies: Mapping[str, Policy], where: str, max_new_tokens: int) -> list[Result]:

@@ -13,6 +13,7 @@ from kvpolicy import KVPolicyError
 from ..simulate import Record, replay
 from . import metrics
 from .arms import FULL, Arm
+from .code import code_of
 from .ledger import Ledger, Unit
 from .passes import Forced, Generated, force, generate
 from .recording import record_answer
@@ -50,9 +51,10 @@ class Batch:
         self._records: dict[int, Record] = {}
 
     def unit(self, arm: Arm) -> Unit:
-        """What the ledger calls this batch under an arm."""
+        """What the ledger calls this batch under an arm; other code of a user's own is another unit."""
         stop = self.start + len(self.samples)
-        return Unit(f"{self.name}: {self.task!r}", self.start, stop, f"{arm.label} {arm.keep} {arm.policy!r}")
+        task = f"{self.name}: {self.task!r}{code_of(self.task)}"
+        return Unit(task, self.start, stop, f"{arm.label} {arm.keep} {arm.policy!r}{code_of(arm.policy)}")
 
     def measure(self, arm: Arm) -> None:
         """Measure the batch under an arm, unless that is done."""

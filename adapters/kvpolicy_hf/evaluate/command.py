@@ -13,8 +13,10 @@ from transformers.utils import logging
 
 from .._progress import progress_bar
 from ..loading.threads import fit_threads
-from .arms import arms_of
+from .arms import FULL, arms_of
+from .notes import notes_of
 from .processes import Processes
+from .progress import Lines
 from .retained import draw_retained
 from .run import evaluate, subject_of
 from .tables import failures_table, quality_table
@@ -58,9 +60,14 @@ def evaluate_command(
     """Measure what policies cost in quality, with intervals, and bytes beside every score.
 
     Writes rows.csv and rows.parquet (a row for each sample under each policy),
-    summary.csv, charts, and report.html, which opens offline. Killed and
-    called again, it goes on; more policies, tasks or samples are added to what
-    is there.
+    summary.csv, charts, and report.html, which opens offline. They show the
+    policies, tasks and samples of this call. What was measured stays in the
+    folder: killed and called again, it goes on, and a call that names more
+    measures what is missing and nothing twice.
+
+    The exit code is 1 if no policy that --policy names could be measured
+    (without --policy: no policy at all). Where only some could not, it is 0,
+    and a table says which, and why.
 
     Examples:
         kvpolicy eval demo --policy h2o --policy "elastic_cache(last=8)"
@@ -82,6 +89,8 @@ def evaluate_command(
         fit_threads(subject.model)
         tasks = tasks_of(task, subject)
         bar.begin("measuring")
+        console, errors = Console(), Console(stderr=True, soft_wrap=True)
+        show = bar.show if errors.is_terminal or not Processes().first else Lines(errors.print).show
         result = evaluate(
             subject,
             tasks=tasks,
@@ -91,17 +100,34 @@ def evaluate_command(
             records=records,
             seed=seed,
             out=out,
-            done=partial(bar.show, "measuring"),
+            done=partial(show, "measuring"),
         )
         if not Processes().first:
             return
+        measured = {label for label in result.rows["policy"] if label != FULL.label}
+        asked = own or [arm.label for arm in arms if arm != FULL]
+        if asked and not measured:
+            console.print(failures_table(result.failures))
+            errors.print(Text("error: no policy could be measured, so that no report was written.", style="bold red"))
+            raise typer.Exit(1)
         bar.begin("summing up")
         name, first = next(iter(tasks.items()))
         sample = first.samples(subject, samples, seed)[0]
         retained = draw_retained(subject, f"sample 0 of {name}", sample, arms)
         summary = write(result, out, tasks=tasks, arms=arms, highlight=own, retained=retained)
-    console = Console()
     console.print(quality_table(summary))
+    for note in notes_of(result.rows, summary, arms):
+        console.print(Text(note))
     if result.failures:
         console.print(failures_table(result.failures))
+    if result.others:
+        console.print(
+            Text(
+                f"Not shown, though measured here before: {', '.join(result.others)}. "
+                f"A call that names them, too, has them side by side and measures nothing twice."
+            )
+        )
     console.print(Text.assemble("report: ", (str(out / "report.html"), "bold cyan")))
+    if asked and not measured.intersection(asked):
+        errors.print(Text(f"error: {', '.join(asked)} could not be measured, see above.", style="bold red"))
+        raise typer.Exit(1)

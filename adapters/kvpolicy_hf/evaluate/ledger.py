@@ -23,10 +23,10 @@ class Unit:
     """The samples from ``start`` to ``stop`` of a task under one arm.
 
     Attributes:
-        task: name of the task and its constructor.
+        task: name of the task, its constructor and, if it is a user's own, its code as `code_of` tells it apart.
         start: the first sample.
         stop: the one after the last.
-        arm: label, budget and constructor of the policy.
+        arm: label, budget and constructor of the policy; likewise its code.
     """
 
     task: str

@@ -13,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from kvpolicy import Policy, Report
 
+from .._transformers import as_argument
 from ..cache import PolicyCache
 from .subject import Subject
 
@@ -108,7 +109,7 @@ def _timed(
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     cache = PolicyCache(subject.model, policy, inputs=inputs)
-    out = subject.model.generate(**inputs, past_key_values=cache, generation_config=config, **arguments)
+    out = subject.model.generate(**inputs, **as_argument(cache), generation_config=config, **arguments)
     if cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began

@@ -29,6 +29,7 @@ def write_report(
     summary: pl.DataFrame,
     provenance: Mapping[str, str],
     pictures: Sequence[tuple[str, bytes]] = (),
+    notes: Sequence[str] = (),
     examples: int = 6,
 ) -> None:
     """Write the report.
@@ -43,6 +44,7 @@ def write_report(
         provenance: what was run and on what: names and values, in the order in which they are shown; the first sixteen
             are seen at once.
         pictures: captions and PNGs, as `draw_charts` makes them; the caption is also what screen readers say.
+        notes: what stands under the first table, as `notes_of` makes it.
         examples: how many samples are shown with everyone's answers, spread evenly over tasks that generate text.
 
     Raises:
@@ -64,6 +66,7 @@ def write_report(
         provenance=list(provenance.items()),
         headline=headline(summary),
         incomplete=_incomplete(summary),
+        notes=notes,
         pictures=[(caption, base64.b64encode(data).decode("ascii")) for caption, data in pictures],
         tables=task_tables(summary),
         examples=choose_examples(rows, examples),

@@ -11,6 +11,7 @@ from PIL.Image import Image
 
 from kvpolicy import KVPolicyError
 
+from .._transformers import as_argument
 from ..cache import PolicyCache
 from ..plots import History, Layout, PlotError, Watch, patches, seen_by_model, tokens_by_layers
 from .arms import FULL, Arm
@@ -59,7 +60,7 @@ def smallest(arms: Sequence[Arm]) -> list[Arm]:
 def _drawn(subject: Subject, sample: Sample, arm: Arm) -> Figure:
     inputs, watch = subject.encode([sample.parts]), Watch()
     cache = PolicyCache(subject.model, arm.policy, inputs=inputs, listen=watch)
-    subject.model.generate(**inputs, past_key_values=cache, generation_config=subject.greedy(1))
+    subject.model.generate(**inputs, **as_argument(cache), generation_config=subject.greedy(1))
     history: History = watch.history(cache.report())
     title = f"{arm.label} {at_text(arm.keep)}"
     pictures = [part for part in sample.parts if isinstance(part, Image)]

@@ -33,11 +33,13 @@ class Evaluation:
         rows: one for each sample under each arm; the columns are those of ``columns.py``.
         failures: task, label, budget and reason of each arm that does not fit a task or the model: it has no rows.
         conditions: model, versions, machine and settings.
+        others: labels of further policies that ``out`` holds rows of, from calls that asked for them.
     """
 
     rows: pl.DataFrame
     failures: tuple[tuple[str, str, float | None, str], ...]
     conditions: Mapping[str, str]
+    others: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -69,7 +71,8 @@ def evaluate(
             output error.
         seed: draws the samples.
         out: a folder that keeps what was measured, so that a run goes on where it stopped, and further policies, tasks
-            and samples are added to it; None keeps nothing.
+            and samples are added to it; what is returned is of this call alone. A policy or task of your own whose
+            module was edited is measured again. None keeps nothing.
         done: called with the units done so far by this process and all that it has.
 
     Raises:
@@ -129,4 +132,6 @@ def _collected(batches: Sequence[Batch], arms: Sequence[Arm], ledger: Ledger, ab
                 failures.append((name, arm.label, arm.keep, str(reasons[0])))
             else:
                 rows += [row for unit in units for row in unit["rows"]]
-    return Evaluation(frame_of(rows), tuple(failures), dict(about))
+    known = dict.fromkeys(row["policy"] for unit in ledger.done.values() for row in unit["rows"])
+    asked = {arm.label for arm in arms}
+    return Evaluation(frame_of(rows), tuple(failures), dict(about), tuple(one for one in known if one not in asked))

@@ -10,6 +10,7 @@ import polars as pl
 
 from .arms import Arm
 from .charts import draw_charts
+from .notes import notes_of
 from .report import write_report
 from .run import Evaluation
 from .summary import summarise
@@ -54,6 +55,7 @@ def write(
         title=f"KV-cache policies on {result.conditions['model']}",
         rows=result.rows,
         summary=summary,
+        notes=notes_of(result.rows, summary, arms),
         provenance={
             **result.conditions,
             "date": str(date.today()),

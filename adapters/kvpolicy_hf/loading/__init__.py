@@ -6,6 +6,7 @@ model, processor = load_model("llava-hf/llava-1.5-7b-hf")
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,9 @@ def load_model(where: str | Path, *, pictures: bool = False) -> tuple[Any, Any]:
             raise UnsupportedModelError(f"{where!r} takes no pictures. Hint: 'demo', LLaVA, or Qwen-VL.")
         return carried
     path = Path(where).expanduser()
-    if _means_a_path(str(where)) and not path.is_dir():
-        raise LoadingError(f"no folder {str(where)!r}. Hint: give a folder with config.json, or a hub id.")
     name = str(path) if path.is_dir() else str(where)
+    if not path.is_dir():
+        _refuse_slips(name)
     try:
         config: Any = AutoConfig.from_pretrained(name, **NO_CODE)
     except (OSError, ValueError) as error:
@@ -79,6 +80,14 @@ def load_model(where: str | Path, *, pictures: bool = False) -> tuple[Any, Any]:
     except (OSError, ValueError, ImportError) as error:
         raise LoadingError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
     return model.to(device).eval(), processor
+
+
+def _refuse_slips(name: str) -> None:
+    """Before the hub is asked, which takes long, and is asked several times where it cannot be reached."""
+    if _means_a_path(name):
+        raise LoadingError(f"no folder {name!r}. Hint: give a folder with config.json, or a hub id.")
+    if "/" not in name and (near := get_close_matches(name.lower(), BUNDLED, n=1)):
+        raise LoadingError(f"no bundled model {name!r}. Hint: {near[0]}.")
 
 
 def _means_a_path(where: str) -> bool:

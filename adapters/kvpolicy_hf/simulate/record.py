@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvpolicy import CacheView, Column, Pipeline, Policy, PolicyError, Scores, Step
 
-from .._transformers import PreTrainedModel
+from .._transformers import PreTrainedModel, as_argument
 from ..cache import PolicyCache
 from ..segments import AUDIO, TEXT, prompt_ids
 from ..segments import segments as segments_of
@@ -165,7 +165,7 @@ def record(
         how["generation_config"].max_new_tokens = new_tokens + 1
     else:
         how = {**GREEDY, "max_new_tokens": new_tokens + 1, **generate}
-    out = run.generate(**inputs, past_key_values=cache, **how)
+    out = run.generate(**inputs, **as_argument(cache), **how)
     tokens = getattr(out, "sequences", out)[:1, :-1].cpu()
     prompt = ids.shape[1]
     if tokens.shape[1] == prompt:

@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .._errors import PolicyError
 from .._policy import Policy
 from ..policies import RECIPES
 
 # What `Recipe.example` passes, where a recipe takes it.
-EXAMPLE = {"keep": 0.2, "table": ((2, 1), (1, 1))}
+KEEP = 0.2
+EXAMPLE = {"keep": KEEP, "table": ((2, 1), (1, 1))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,7 @@ def recipes() -> tuple[Recipe, ...]:
 
 
 def find(name: str) -> Recipe:
-    """The recipe of this name.
-
-    Raises:
-        PolicyError: if there is none; lists those there are.
-    """
-    if name not in RECIPES:
-        raise PolicyError(f"no recipe {name!r}; there are: {', '.join(RECIPES)}.")
+    """The recipe of this name, of which there is one."""
     return describe(name, RECIPES[name])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .._repr import pretty
+from .._target import from_target
 from ..policies import RECIPES
 from ._pretty import marked
-from ._recipes import Recipe, find
+from ._recipes import KEEP, Recipe, find
 
 CODE = "ansi_dark"
 
@@ -24,7 +25,7 @@ def explain(
     name: Annotated[
         str,
         typer.Argument(
-            help="A recipe, as `kvpolicy policies` lists them.",
+            help="A recipe, as `kvpolicy policies` lists them, a call of one, or module:Name of something of your own.",
             show_default=False,
             autocompletion=lambda: list(RECIPES),
         ),
@@ -32,13 +33,21 @@ def explain(
 ) -> None:
     """Show what a recipe computes, its source, its arguments and the stages it is made of.
 
-    The composition is Python: it can be pasted, and changed.
+    The composition is Python: it can be pasted, and changed. Of a call, or
+    of what is your own, it is all that is shown.
 
     Examples:
         kvpolicy explain elastic_cache
+
+        kvpolicy explain "elastic_cache(last=8)"
+
+        kvpolicy explain my_module:my_policy
     """
-    recipe = find(name)
     console = Console()
+    if name not in RECIPES:
+        show_composition(console, name, from_target(name, keep=KEEP))
+        return
+    recipe = find(name)
     console.print(Text(f"\n{recipe.name}", style="bold cyan"), Text(signature(recipe), style="dim"), sep="")
     console.print(marked(recipe.summary))
     console.print()
@@ -59,8 +68,13 @@ def explain(
             arguments.add_row(argument, marked(text))
         console.print(Padding(arguments, (0, 0, 0, 2)))
     call = f"{recipe.name}({', '.join(f'{name}={value!r}' for name, value in recipe.example_arguments.items())})"
-    console.print(Text.assemble("\n", ("composition", "bold"), (f"  of kvpolicy.{call}", "dim")))
-    code = Syntax(pretty(recipe.example()), "python", theme=CODE, background_color="default", word_wrap=True)
+    show_composition(console, f"kvpolicy.{call}", recipe.example())
+
+
+def show_composition(console: Console, name: str, made: Any) -> None:
+    """Print the stages that something is made of, as Python."""
+    console.print(Text.assemble("\n", ("composition", "bold"), (f"  of {name}", "dim")))
+    code = Syntax(pretty(made), "python", theme=CODE, background_color="default", word_wrap=True)
     console.print(Padding(code, (0, 0, 1, 2)))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from .._check import check_count, check_share
 from .._errors import PolicyError
 from .._protocols import Scheduler
-from ..schedulers import FixedRows, KeepRatio, MemoryBudget
+from ..schedulers import FixedRows, KeepRatio, MemoryBudget, parse_bytes
 
 __all__ = ["schedule_for"]
 
@@ -15,7 +16,7 @@ def schedule_for(
     """The scheduler for exactly one of ``keep``, ``rows`` and ``memory``.
 
     Args:
-        recipe: its name, for the error.
+        recipe: its name, for errors: whoever calls it need not know the scheduler.
         keep: fraction of the tokens seen that stays, in (0, 1].
         rows: rows per layer and head.
         memory: bytes for the keys and values of the whole request, or text such as ``"64MiB"``.
@@ -31,11 +32,13 @@ def schedule_for(
             f"{recipe}() takes exactly one of keep=, rows= and memory=; got {got}. Hint: {recipe}(keep=0.2)."
         )
     if keep is not None:
+        check_share(recipe, "keep", keep)
         return KeepRatio(keep)
     if memory is not None:
+        parse_bytes(memory, owner=recipe)
         return MemoryBudget(memory)
     assert rows is not None
-    schedule = FixedRows(rows)
+    check_count(recipe, "rows", rows, least=1)
     if rows < floor:
         raise PolicyError(f"{recipe}(rows={rows}): {floor} rows are protected, so rows must be at least {floor}.")
-    return schedule
+    return FixedRows(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal, final
 
 from .._check import check_choice, check_count, check_stage
@@ -94,11 +95,13 @@ class Pooled(ImportanceScorer, Observer):
         """Pool a line [B, H, S] of which some places count."""
         if self.mode == "max":
             return xp.max(self._windows(xp, xp.where(counts, line, float("-inf")), float("-inf")), axis=-1)
-        # Summed up from the least of them: the mean of equal scores is that score to the bit, so that ties stay ties.
+        # Ties stay ties: summed up from the least of them, the mean of equal scores is that score to the bit, and added
+        # one after another, places that see the same scores have the same mean, whatever stands beside these.
         near, there = self._windows(xp, xp.where(counts, line, 0.0), 0.0), self._windows(xp, counts, False)
         number = xp.sum(there, axis=-1, dtype=line.dtype)
         least = xp.where(number > 0, xp.min(xp.where(there, near, float("inf")), axis=-1), 0.0)
-        total = xp.sum(xp.where(there, near - least[..., None], 0.0), axis=-1)
+        more = xp.where(there, near - least[..., None], 0.0)
+        total = reduce(xp.add, [more[..., place] for place in range(self.kernel)])
         return least + total / xp.maximum(number, xp.ones_like(number))
 
     def _windows(self, xp: Any, line: Array, fill: float | bool) -> Array:

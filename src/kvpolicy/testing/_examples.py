@@ -32,11 +32,13 @@ class Examples:
         kind: `Table`, `Request` or `Trace`.
         least: lower bounds of sizes.
         fixed: arguments that are not drawn.
+        shown: further ones that half of the examples have, and the smallest failure if it can.
     """
 
     kind: type[Any]
     least: tuple[tuple[str, int], ...]
     fixed: tuple[tuple[str, Any], ...]
+    shown: tuple[tuple[str, int], ...] = ()
 
     @property
     def strategy(self) -> st.SearchStrategy[Any]:
@@ -44,8 +46,9 @@ class Examples:
         if self.kind is Trace:
             return traces(**dict(self.fixed))
         draw: Any = strategies.requests if self.kind is Request else strategies.tables
-        drawn: st.SearchStrategy[Any] = draw(least=dict(self.least), **dict(self.fixed))
-        return drawn
+        least, fixed, shown = map(dict, (self.least, self.fixed, self.shown))
+        drawn: st.SearchStrategy[Any] = draw(least=least, **fixed)
+        return draw(least=least, **{**shown, **fixed}) | drawn if shown else drawn  # it shrinks towards the first
 
     def each(self, function: Callable[[Any], None], *, most: int, start: int) -> None:
         """Call a function with at most so many examples, from this seed on, and once it raises with ever smaller ones.
@@ -87,7 +90,8 @@ def examples_of(law: Law, subject: Subject, sizes: Mapping[str, int]) -> Example
     across = subject.kind.name in ("ImportanceScorer", "Allocator") or "layers" in law.least
     if kind is Table and not across:
         fixed = {"layers": 1, **fixed}
-    return Examples(kind, tuple(law.least.items()), tuple(fixed.items()))
+    shown = _those_of(kind, law.shown)
+    return Examples(kind, tuple(law.least.items()), tuple(fixed.items()), tuple(shown.items()))
 
 
 def check_fixed(sizes: Mapping[str, int], subject: Subject, laws: Iterable[Law]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, final
 
 from .._errors import PolicyError
 from ._outcome import BrokenLawError, Place
+from ._raised import raised_at
 from ._reproducer import reproducer
 from ._subject import KINDS, Example, Subject, subject_of
 from .requests import Request
@@ -53,6 +54,7 @@ class Law:
         after: further laws whose failure explains one of this.
         effort: share of a profile's examples that it is tried on, for a law that is slow to try.
         least: sizes that an example must have at least for it to say anything.
+        shown: sizes of the example that a failure is shown on, if it fails there; half of the examples have them.
         on: what it is tried on; None: a `Request` for a policy, a `Table` for a stage or a backend.
     """
 
@@ -62,6 +64,7 @@ class Law:
     after: tuple[str, ...]
     effort: float
     least: Mapping[str, int]
+    shown: Mapping[str, int]
     on: type[Table | Request | Trace] | None
     _unless: Callable[[Subject], str | None]
     _function: Callable[[Subject, Any], None]
@@ -120,7 +123,7 @@ class Law:
                 reproducer(self.name, component, shown, backend),
             ) from None
         except Exception as error:
-            detail = f"raised {type(error).__name__}: {error}"
+            detail = f"raised {type(error).__name__}: {error}{raised_at(error)}"
             script = reproducer(self.name, component, example, backend)
             raise ConformanceError(self, component, Place(), detail, detail, script) from error
 
@@ -131,13 +134,14 @@ def law(
     after: tuple[str, ...] = (),
     effort: float = 1.0,
     least: Mapping[str, int] = MappingProxyType({}),
+    shown: Mapping[str, int] = MappingProxyType({}),
     on: type[Table | Request | Trace] | None = None,
     unless: Callable[[Subject], str | None] = lambda _: None,
 ) -> Callable[[Callable[[Subject, Any], None]], Law]:
     """Make a function of a `Subject` and an example a law about these kinds."""
 
     def make(function: Callable[[Subject, Any], None]) -> Law:
-        made = Law(function.__name__, kinds, structural, after, effort, least, on, unless, function)
+        made = Law(function.__name__, kinds, structural, after, effort, least, shown, on, unless, function)
         object.__setattr__(made, "__doc__", function.__doc__)
         return made
 

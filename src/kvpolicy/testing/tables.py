@@ -38,7 +38,7 @@ class Table:
     left. What the rows hold:
 
     - ``vectors``: ``"normal"``; ``"axes"``, plus or minus unit vectors, whose similarities tie exactly; ``"zeros"``,
-      about half of the keys zero; ``"equal"``; ``"dominant"``, one long key and the others zero.
+      about half of the keys and half of the values zero; ``"equal"``; ``"dominant"``, one long key and the others zero.
     - ``scores``: ``"normal"``; ``"close"``, which float16 does not tell apart; ``"ties"`` of -1, 0, 1; ``"equal"``;
       ``"infinite"``, some of them, both signs; ``"worthless"``, all -inf; ``"denormal"``; ``"dominant"``, one row has
       everything.
@@ -144,7 +144,7 @@ class Table:
         start, stop = self.image
         shown = np.where(valid & (token >= start) & (token < stop), IMAGE, 0)
         quota = self._quota(rng)
-        keys, values = self._vectors(rng, valid, self.dim), rng.standard_normal((*shape, self.value_dim))
+        keys, values = self._keys(rng, valid), self._values(rng, shape)
         alone = ~valid[..., None]
         return SceneLayer(
             keys=rounded(np.where(alone, GARBAGE, keys), self.dtype),
@@ -173,19 +173,23 @@ class Table:
             positions = rng.permuted(positions, axis=1)
         return positions.reshape(self.batch, self.heads, -1)
 
-    def _vectors(self, rng: np.random.Generator, valid: Arr, dim: int) -> Any:
-        shape = (*valid.shape, dim)
+    def _keys(self, rng: np.random.Generator, valid: Arr) -> Any:
+        dim, shape = self.dim, (*valid.shape, self.dim)
         normal = rng.standard_normal(shape)
         if self.vectors == "axes":
             sign = rng.integers(0, 2, (*valid.shape, 1)) * 2.0 - 1.0
             return np.eye(dim)[rng.integers(0, dim, valid.shape)] * sign
         if self.vectors == "zeros":
-            return np.where(rng.random((*valid.shape, 1)) < 0.5, normal, 0.0)
+            return _half_zero(rng, normal)
         if self.vectors == "equal":
             return np.broadcast_to(3.0 * np.eye(dim)[0], shape)
         if self.vectors == "dominant":
             return np.where(_one(rng, valid)[..., None], np.full(dim, 100.0), 0.0)
         return normal
+
+    def _values(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        normal = rng.standard_normal((*shape, self.value_dim))
+        return _half_zero(rng, normal) if self.vectors == "zeros" else normal
 
     def _scores(self, rng: np.random.Generator, valid: Arr) -> Any:
         normal = rng.standard_normal(valid.shape)
@@ -209,6 +213,11 @@ class Table:
         shape = (self.batch, self.heads)
         drawn = rng.integers(0, self.tokens + 2, shape)
         return drawn if self.quota is None else np.full(shape, self.quota, np.int64)
+
+
+def _half_zero(rng: np.random.Generator, vectors: Arr) -> Arr:
+    """About half of them zero in all their parts."""
+    return np.where(rng.random((*vectors.shape[:-1], 1)) < 0.5, vectors, 0.0)
 
 
 def _one(rng: np.random.Generator, valid: Arr) -> Arr:

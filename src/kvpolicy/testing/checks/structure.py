@@ -33,7 +33,11 @@ __all__ = [
 ]
 
 
-@law(*STAGES, "Policy", structural=True)
+# Sizes that differ, so that it can be seen which axis of a wrong shape is wrong.
+_DIFFERENT = {"batch": 2, "heads": 3, "tokens": 5, "prompt": 5}
+
+
+@law(*STAGES, "Policy", structural=True, shown=_DIFFERENT)
 def well_formed(subject: Subject, example: Example) -> None:
     """The answer has the type, shape and dtype of its protocol: scores [B, H, S] floating, budgets >= 1, ...
 
@@ -295,6 +299,7 @@ def finite(subject: Subject, example: Example) -> None:
         for name, data in record.items() if place.token >= 0 else ():  # a register may be NaN as long as it is not set
             numbers = np.asarray(data, np.float64)
             if np.isnan(numbers).any():
-                fail(place, f"{name} is NaN.")
+                hint = " Hint: -inf marks a row as worthless, NaN means nothing." if name == "score" else ""
+                fail(place, f"{name} is NaN.{hint}")
             if name != "score" and not np.isfinite(numbers).all():
                 fail(place, f"{name} is infinite.")
