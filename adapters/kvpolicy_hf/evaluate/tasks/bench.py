@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
 from ...loading.bench import bench
-from ..errors import EvaluationError
 from ..subject import Subject
 from ..task import Sample
+from ._pictures import check_named, check_sees
 
 __all__ = ["BENCH_TASKS", "BenchQuestion"]
 
@@ -41,9 +41,8 @@ class BenchQuestion:
     style: Style = "google"
 
     def __post_init__(self) -> None:
-        for name, value, known in (("label", self.label, LABELS), ("style", self.style, get_args(Style))):
-            if value not in known:
-                raise EvaluationError(f"BenchQuestion({name}={value!r}): {name} is one of {', '.join(known)}.")
+        check_named("BenchQuestion", "label", self.label, LABELS)
+        check_named("BenchQuestion", "style", self.style, get_args(Style))
 
     @property
     def headline(self) -> Literal["correct"]:
@@ -57,8 +56,7 @@ class BenchQuestion:
             EvaluationError: if the model takes text alone.
             LoadingError: if ``kvpolicy-bench`` is not installed.
         """
-        if not subject.takes_pictures:
-            raise EvaluationError(f"{self!r} shows pictures, and {subject.name} takes text alone.")
+        check_sees(self, subject)
         testing = bench("evaluate")
         (task,) = (task for task in bench("tasks").TASKS if task.label == self.label)
         drawn: Sequence[Any] = testing.samples(task, count, bench("world").FULL, self.style, testing.SEED + seed)

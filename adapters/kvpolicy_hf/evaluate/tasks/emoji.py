@@ -12,9 +12,9 @@ from PIL import Image
 from ...demo.scenes import Kind, draw
 from ...demo.scenes import Task as Asked
 from .. import metrics
-from ..errors import EvaluationError
 from ..subject import Subject
 from ..task import Sample
+from ._pictures import check_named, check_sees
 
 __all__ = ["EmojiQuestion"]
 
@@ -37,9 +37,8 @@ class EmojiQuestion:
     asks: Asked = "where"
 
     def __post_init__(self) -> None:
-        for name, value, known in (("kind", self.kind, get_args(Kind)), ("asks", self.asks, get_args(Asked))):
-            if value not in known:
-                raise EvaluationError(f"EmojiQuestion({name}={value!r}): {name} is one of {', '.join(known)}.")
+        check_named("EmojiQuestion", "kind", self.kind, get_args(Kind))
+        check_named("EmojiQuestion", "asks", self.asks, get_args(Asked))
 
     @property
     def headline(self) -> Literal["correct"]:
@@ -52,8 +51,7 @@ class EmojiQuestion:
         Raises:
             EvaluationError: if the model takes text alone.
         """
-        if not subject.takes_pictures:
-            raise EvaluationError(f"{self!r} shows pictures, and {subject.name} takes text alone.")
+        check_sees(self, subject)
         rng = np.random.default_rng((UNSEEN, seed))
         drawn = []
         for _ in range(count):
