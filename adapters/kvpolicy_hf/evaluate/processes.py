@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,13 @@ class Processes:
     """This process among those that accelerate knows of."""
 
     def __init__(self) -> None:
-        self._state = PartialState(cpu=not torch.cuda.is_available())  # without the flag, processes on CPUs do not meet
+        gpus = torch.cuda.device_count()
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        # Small models leave a GPU idle, so that several processes may share one. NCCL refuses that, and without the
+        # flag processes on CPUs do not meet at all; they only wait for each other, which gloo does anywhere.
+        self._state = PartialState(cpu=here > gpus)
+        if 0 < gpus < here:
+            torch.cuda.set_device(self._state.local_process_index % gpus)
 
     @property
     def number(self) -> int:
@@ -38,7 +45,8 @@ class Processes:
 
     def wait(self) -> None:
         """Until every process has come so far."""
-        self._state.wait_for_everyone()
+        if self.count > 1:
+            torch.distributed.barrier()  # not accelerate's, which names a GPU of the process's own
 
     @contextmanager
     def folder(self, out: str | Path | None) -> Iterator[Path]:
