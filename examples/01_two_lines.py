@@ -25,7 +25,7 @@ def main() -> None:
     enable(model)
     cache = PolicyCache(model, kvpolicy.elastic_cache(keep=0.5, last=8), inputs=inputs)
 
-    output = model.generate(**inputs, past_key_values=cache, max_new_tokens=10, do_sample=False)
+    output = model.generate(**inputs, cache=cache, max_new_tokens=10, do_sample=False)
     answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     print(f"question: {question.text}")
     print(f"answer:   {answer}  (right: {question.answer})\n")

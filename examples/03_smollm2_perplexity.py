@@ -48,12 +48,12 @@ def negative_log_likelihood(
 ) -> tuple[float, kvpolicy.Report]:
     """Mean nats per token after the prompt, fed one token at a time, and the report of the cache."""
     cache = PolicyCache(model, policy, inputs={"input_ids": tokens[:, :prompt]})
-    logits = model(tokens[:, :prompt], past_key_values=cache, logits_to_keep=1).logits[:, -1]
+    logits = model(tokens[:, :prompt], cache=cache, logits_to_keep=1).logits[:, -1]
     total = 0.0
     for position in range(prompt, tokens.shape[1]):
         token = tokens[:, position]
         total -= float(logits.float().log_softmax(-1)[0, token])
-        logits = model(token[:, None], past_key_values=cache).logits[:, -1]
+        logits = model(token[:, None], cache=cache).logits[:, -1]
     return total / (tokens.shape[1] - prompt), cache.report()
 
 

@@ -44,7 +44,7 @@ def main() -> None:
         print(f"{name:<24}{result.mass.mean():>10.1%}{result.error.mean():>8.2f}{result.report.recalled:>22}")
 
     cache = PolicyCache(model, policies["adore, controller"], inputs=prompts[-1])
-    model.generate(**prompts[-1], past_key_values=cache, max_new_tokens=8, do_sample=False)
+    model.generate(**prompts[-1], cache=cache, max_new_tokens=8, do_sample=False)
     print(f"\n{cache.report()}")
 
 

@@ -32,14 +32,14 @@ def main() -> None:
     policy = Policy(prefill=key_diff(keep=args.keep).prefill)
     prefix = processor(images=scene.image, text=f"password {scene.password} . <image>", return_tensors="pt")
     shared = PolicyCache(model, policy, inputs=prefix)
-    model(**prefix, past_key_values=shared)
+    model(**prefix, cache=shared)
     print(f"{shared.get_seq_length()} tokens are shared, {shared.report().layers[0].rows:.0f} rows of each head")
 
     for question in questions:
         inputs = processor(images=scene.image, text=scene.prompt(question), return_tensors="pt")
         del inputs["pixel_values"]  # the picture is in the cache; generate goes on behind it
         cache = copy.deepcopy(shared)
-        output = model.generate(**inputs, past_key_values=cache, max_new_tokens=10, do_sample=False)
+        output = model.generate(**inputs, cache=cache, max_new_tokens=10, do_sample=False)
         answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         print(f"{question.text:<24} {answer:<24} (right: {question.answer})")
     print(f"the shared cache still holds {shared.get_seq_length()} tokens")

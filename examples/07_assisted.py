@@ -44,7 +44,7 @@ def main() -> None:
             # inputs= says where the prompt ends: the first guesses come in the same pass.
             cache = PolicyCache(model, policy, inputs=inputs)
             settings = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, **options}
-            outputs.append(model.generate(**inputs, **settings, past_key_values=cache))
+            outputs.append(model.generate(**inputs, **settings, cache=cache))
             counts.append(len(passes))
         same = "the same tokens" if torch.equal(*outputs) else "OTHER TOKENS"
         print(f"{name:<14} {counts[0]} passes one by one, {counts[1]} with guesses: {same}")

@@ -38,7 +38,7 @@ def main() -> None:
     # heads of a layer, so each process asks the others for theirs, and all keep the same rows.
     enable(model)
     cache = PolicyCache(model, kvpolicy.elastic_cache(keep=args.keep, last=8), inputs=inputs)
-    output = model.generate(**inputs, past_key_values=cache, max_new_tokens=10, do_sample=False)
+    output = model.generate(**inputs, cache=cache, max_new_tokens=10, do_sample=False)
     answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     report = cache.report()  # of the heads of this process

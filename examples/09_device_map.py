@@ -38,7 +38,7 @@ def main() -> None:
         inputs=inputs,
         listen=lambda layer, view, plan, step: held.update({str(view.keys.device): int(plan.keep.sum())}),
     )
-    output = model.generate(**inputs, past_key_values=cache, max_new_tokens=10, do_sample=False)
+    output = model.generate(**inputs, cache=cache, max_new_tokens=10, do_sample=False)
     answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     print(f"question: {question.text}")
     print(f"answer:   {answer}  (right: {question.answer})")

@@ -46,7 +46,7 @@ def main() -> None:
             inputs = processor(images=scene.image, text=scene.prompt(question), return_tensors="pt").to(state.device)
             for name, policy in policies.items():
                 cache = PolicyCache(model, policy, inputs=inputs)
-                output = model.generate(**inputs, past_key_values=cache, max_new_tokens=10, do_sample=False)
+                output = model.generate(**inputs, cache=cache, max_new_tokens=10, do_sample=False)
                 answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
                 found.append((number, name, answer.strip() == question.answer))
 

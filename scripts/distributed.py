@@ -35,6 +35,7 @@ from transformers.distributed import DistributedConfig
 import kvpolicy
 from kvpolicy import AdaptiveHeads, AttentionMass, KeepRatio, Pipeline, Policy, WindowMass
 from kvpolicy_hf import PolicyCache, disable, enable
+from kvpolicy_hf._transformers import as_argument
 
 ROOT = Path(__file__).parents[1]
 RANKS = 2
@@ -163,7 +164,7 @@ def exact(model: Any, sizes: Sizes, device: torch.device) -> dict[str, Any]:
     found = {}
     for name, policy in {**POLICIES, **EXACT_ONLY}.items():
         cache = PolicyCache(model, policy, inputs=inputs)
-        out = model.generate(**inputs, past_key_values=cache, max_new_tokens=sizes.exact_new, do_sample=False)
+        out = model.generate(**inputs, **as_argument(cache), max_new_tokens=sizes.exact_new, do_sample=False)
         views = [layer.store.view() for layer in cache.session._layers]
         rows = [
             [sorted(places[valid].tolist()) for places, valid in zip(view.positions[0], view.valid[0], strict=True)]
@@ -208,7 +209,7 @@ def one_request(model: Any, cache: Any, ids: Tensor, steps: int, device: torch.d
             begin = time.perf_counter()
             for given in passes:
                 fed = token if given is None else given
-                logits = model(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+                logits = model(input_ids=fed, **as_argument(cache), use_cache=True, logits_to_keep=1).logits
                 token = logits[:, -1].argmax(-1, keepdim=True)
             synchronize(device)
             spent = 1000 * (time.perf_counter() - begin)

@@ -23,6 +23,7 @@ from rich.progress import track
 
 import kvpolicy
 from kvpolicy_hf import PolicyCache, enable
+from kvpolicy_hf._transformers import as_argument
 from kvpolicy_hf.demo.command import ARMS
 from kvpolicy_hf.demo.scenes import ASSETS, TASKS, Kind, Question, Scene, draw
 from kvpolicy_hf.loading import load_model
@@ -52,7 +53,7 @@ def answers(model, processor, cases: list[tuple[Scene, Question]], policy: kvpol
         return_tensors="pt",
     )
     cache = PolicyCache(model, policy, inputs=inputs)
-    out = model.generate(**inputs, past_key_values=cache, max_new_tokens=NEW_TOKENS, do_sample=False)
+    out = model.generate(**inputs, **as_argument(cache), max_new_tokens=NEW_TOKENS, do_sample=False)
     new = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     report = cache.report()
     return [text.strip() for text in new], report.kv_bytes / report.full_kv_bytes

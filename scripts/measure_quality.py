@@ -190,17 +190,12 @@ RUNS = {
     "smollm2-held-out": Run(
         "smollm2",
         ("scripts.jargon:jargon", "needle-1k"),
-        (
-            (None, (0.2,)),
-            (found("composition-of-smollm2.json"), (0.2,)),
-            (ablated("composition-of-smollm2.json"), (0.2,)),
-        ),
-        48,
+        ((None, (0.2,)), (found("composition-of-smollm2.json"), (0.2,))),
+        24,
         0,
         seed=606,
+        batch=12,
     ),
-    "smollm2-needle-1k": Run("smollm2", ("needle-1k",), ((WINDOWED, (0.5, 0.2)),), 32, 0),
-    "smollm2-needle-2k": Run("smollm2", ("needle-2k",), ((WINDOWED, (0.5, 0.2)),), 32, 0),
     "demo": Run("demo", None, ((None, (0.5, 0.3, 0.2, 0.1)), (ABLATED, (0.5, 0.2))), 48, 4),
 }
 

@@ -47,8 +47,8 @@ FAMILIES = (
         tuple(
             f"kvpolicy_hf.{name}"
             for name in (
-                "_stand_ins _transformers attention backend cache compile latents layer press rotary segments "
-                "softmax stages sums switch tensor_parallel"
+                "_slips _stand_ins _transformers attention backend cache compile latents layer passes press prompt "
+                "rotary segments served_model softmax stages sums switch taking_back tensor_parallel"
             ).split()
         ),
         look="violet",
@@ -69,7 +69,12 @@ FAMILIES = (
     Family(
         "engine",
         "Observe, plan and carry out, a layer and a pass at a time",
-        tuple(f"kvpolicy.{name}" for name in "_engine _forecast _layer _planner _steady _tentative".split()),
+        tuple(
+            f"kvpolicy.{name}"
+            for name in (
+                "_alike _answers _engine _forecast _layer _planner _slots _steady _steady_layers _tentative _trial"
+            ).split()
+        ),
         look="blue",
     ),
     Family("report", "What was kept, and what it takes", ("kvpolicy.report",)),
@@ -88,7 +93,8 @@ FAMILIES = (
         tuple(
             f"kvpolicy.{name}"
             for name in (
-                "_check _columns _doubts _ends _errors _hash _heads _namespace _placed _repr _tokens _types"
+                "_check _columns _doubts _ends _errors _hash _heads _namespace _pass _placed _plan _repr _step "
+                "_tokens _types"
             ).split()
         ),
         look="amber",

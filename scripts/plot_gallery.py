@@ -22,6 +22,7 @@ from scripts.page import DOCS
 import kvpolicy
 from kvpolicy import Policy
 from kvpolicy_hf import PolicyCache, enable
+from kvpolicy_hf._transformers import as_argument
 from kvpolicy_hf.demo.cases import drawn_cases
 from kvpolicy_hf.demo.prompts import encode
 from kvpolicy_hf.loading import load_model
@@ -64,7 +65,7 @@ def ask(model: Any, processor: Any, policies: Mapping[str, Policy]) -> Scene:
     for name, policy in policies.items():
         watch = Watch()
         cache = PolicyCache(model, policy, inputs=inputs, listen=watch)
-        output = model.generate(**inputs, past_key_values=cache, max_new_tokens=NEW_TOKENS, do_sample=False)
+        output = model.generate(**inputs, **as_argument(cache), max_new_tokens=NEW_TOKENS, do_sample=False)
         histories[name] = watch.history(cache.report())
         words[name] = [processor.tokenizer.decode([token]) for token in output[0].tolist()]
     layout = Layout.of(inputs, model, processor.tokenizer)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from markdown.extensions.toc import slugify
 from scripts.measure_quality import RESULTS
 from scripts.page import DOCS, escaped, table
 
@@ -183,9 +184,10 @@ def runs(folder: Path = RESULTS) -> dict[str, Run]:
 
 def rendered(found: Mapping[str, Run]) -> str:
     """The page."""
-    parts = [HEAD]
+    summaries = {name: summarise(run.rows) for name, run in found.items()}
+    parts = [HEAD, *glance(found, summaries)]
     for name, run in found.items():
-        summary = summarise(run.rows)
+        summary = summaries[name]
         parts += [
             f"## {TITLES[name]}\n",
             provenance(name, run),
@@ -198,6 +200,36 @@ def rendered(found: Mapping[str, Run]) -> str:
             parts += tables(summary)
         parts += by_task(summary)
     return "\n".join(parts)
+
+
+def glance(found: Mapping[str, Run], summaries: Mapping[str, pl.DataFrame]) -> Iterable[str]:
+    """The page in one table: what is best where, at one budget."""
+    of_recipes = pl.col("policy").is_in([name for name in RECIPES if name != "full"]) & (pl.col("keep") == BY_TASK)
+    lines = []
+    for name, run in found.items():
+        of_all = summaries[name].filter(pl.col("task") == "all", pl.col("metric") == "quality")
+        best = (
+            of_all.filter(of_recipes)
+            .sort(pl.col("value").round(6), "policy", descending=[True, False])
+            .row(0, named=True)
+        )
+        cells = [
+            f"[{TITLES[name]}](#{anchor(TITLES[name])})",
+            escaped(best["policy"]),
+            f"{round(best['value'], 9):.3f}",
+        ]
+        if OWN in run.rows["policy"]:
+            mine = of_all.filter(pl.col("policy") == OWN).row(0, named=True)
+            against = compare(run.rows, OWN, BY_TASK, best["policy"], BY_TASK).filter(pl.col("task") == "all")
+            cells += [f"{round(mine['value'], 9):.3f}", signed(against.row(0, named=True))]
+        lines.append([*cells, *[""] * (5 - len(cells))])
+    yield f"## At a glance, keep {BY_TASK:g}\n"
+    yield table(["", "best recipe", "its quality", "our composition", "is better by [95%]"], lines, words=2) + "\n"
+
+
+def anchor(title: str) -> str:
+    """Of a heading, as Python-Markdown makes it."""
+    return str(slugify(title, "-"))
 
 
 def provenance(name: str, run: Run) -> str:

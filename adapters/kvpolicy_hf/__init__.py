@@ -2,7 +2,7 @@
 
 enable(model)
 cache = PolicyCache(model, kvpolicy.h2o(keep=0.2), inputs=inputs)
-out = model.generate(**inputs, past_key_values=cache)
+out = model.generate(**inputs, cache=cache)
 print(cache.report())
 """
 

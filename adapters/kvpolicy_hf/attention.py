@@ -9,15 +9,8 @@ from torch import Tensor
 
 from kvpolicy import CacheView, UnsupportedModelError
 
-from ._transformers import (
-    POLICY_OFFSET,
-    STEADY_OFFSET,
-    plain_attention,
-    policy_mask,
-    sdpa_mask,
-    softmax_of,
-    steady_mask,
-)
+from ._transformers.attention import plain_attention, softmax_of
+from ._transformers.masks import POLICY_OFFSET, STEADY_OFFSET, policy_mask, sdpa_mask, steady_mask
 from .latents import LAYER, Latent
 from .softmax import Softmax
 from .sums import attention_with_sums

@@ -16,7 +16,7 @@ __all__ = ["compile_decode"]
 def compile_decode(model: PreTrainedModel, cache: PolicyCache, *, max_length: int) -> Callable[..., Any]:
     """Let a request decode compiled: from the end of its prompt on, in tables whose shapes never change.
 
-    Afterwards ``model.generate(**inputs, past_key_values=cache)`` runs the prompt as ever and compiles the passes that
+    Afterwards ``model.generate(**inputs, cache=cache)`` runs the prompt as ever and compiles the passes that
     decode, by transformers' own compile support: on a GPU, or where a ``compile_config`` of the generation says so.
     Another request of the same shapes, with a cache of its own, runs the same compiled code.
 
@@ -28,7 +28,8 @@ def compile_decode(model: PreTrainedModel, cache: PolicyCache, *, max_length: in
 
     Returns:
         What `generate` calls for every token, for loops of one's own: the compiled model, called with ``input_ids``
-        [B, 1], ``position_ids`` [B, 1] and ``past_key_values=cache``, after the prompt was run by the model itself.
+        [B, 1], ``position_ids`` [B, 1] and ``cache=cache`` (before transformers 5.24: ``past_key_values``), after the
+        prompt was run by the model itself.
 
     Raises:
         CacheError: if the cache holds tokens, or its rows cannot stay in place.

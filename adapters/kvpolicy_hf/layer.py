@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kvpolicy import Attending, CacheError, CacheView, Pass, Session, SteadyLayer, UnsupportedModelError
 
-from ._transformers import POLICY_OFFSET, STEADY_OFFSET, CacheLayerMixin
+from ._transformers.layers import CacheLayerMixin
+from ._transformers.masks import POLICY_OFFSET, STEADY_OFFSET
 from .latents import LAYER, Latent
 from .softmax import Softmax
 
@@ -89,7 +90,7 @@ class PolicyLayer(CacheLayerMixin):
     @property
     def hears_use_cache(self) -> bool:
         """Whether what comes to the attention function as ``use_cache`` is what the caller said."""
-        return self._cache.hears_use_cache
+        return self._cache.served.hears_use_cache
 
     @property
     def now(self) -> Pass:
@@ -105,10 +106,10 @@ class PolicyLayer(CacheLayerMixin):
                 f"does not serve yet. Hint: use this model without a PolicyCache."
             )
         if self._module is None:
-            self._cache.check_module(module)
+            self._cache.served.check_module(module)
             self._module = weakref.ref(module)
         elif self._module() is not module:
-            self._cache.refuse_model(module)
+            self._cache.served.refuse(module)
         self.waiting = False
         start = self._session.length(self._index)
         passes = self._cache.begin(start, keys, padding)
@@ -160,7 +161,7 @@ class PolicyLayer(CacheLayerMixin):
             setattr(key_states, LAYER, self)
             return key_states, value_states
         if self._index == 0:  # once a pass
-            self._cache.check_enabled()
+            self._cache.served.check_enabled()
         self._cache.check_attended(self._index)
         self.is_initialized = True
         self.waiting = True

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kvpolicy import KVPolicyError, Policy, Rotate, UnsupportedModelError
 
-from ._transformers import PreTrainedModel, RotaryEmbedding, hidden_states, rotary_parts
+from ._transformers import PreTrainedModel
+from ._transformers.rotary import RotaryEmbedding, hidden_states, rotary_parts
 from .latents import LAYER
 from .stages import saying
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kvpolicy import AUDIO, IMAGE, TEXT, VIDEO, PolicyError
 
-from ._transformers import PreTrainedModel, crosses_to_images, placeholder_tokens
+from ._transformers import PreTrainedModel
+from ._transformers.config import crosses_to_images, placeholder_tokens
 
 __all__ = ["AUDIO", "IMAGE", "TEXT", "VIDEO", "prompt_ids", "segments"]
 

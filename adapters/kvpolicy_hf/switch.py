@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ._transformers import NAME, PreTrainedModel, attention_name, register, set_text_attention
+from ._transformers import PreTrainedModel
+from ._transformers.attention import NAME, attention_name, register, set_text_attention
 from .attention import mask, policy_attention
 
 __all__ = ["disable", "enable", "is_enabled"]

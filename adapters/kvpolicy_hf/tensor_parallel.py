@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kvpolicy import Heads, Policy, UnsupportedModelError
 
-from ._transformers import PreTrainedModel, heads_group
+from ._transformers import PreTrainedModel
+from ._transformers.heads import heads_group
 from .stages import saying
 
 __all__ = ["SharedHeads", "heads_for"]

@@ -14,6 +14,9 @@ from ._errors import (
     UnsupportedModelError,
 )
 from ._heads import Heads
+from ._pass import Pass
+from ._plan import Assignment, Plan, Scored, Selection, Weights
+from ._planner import Listener
 from ._policy import Pipeline, Policy
 from ._protocols import (
     Ahead,
@@ -34,8 +37,9 @@ from ._protocols import (
     Windowed,
 )
 from ._serial import from_json, from_toml, to_json, to_toml
-from ._session import Listener, Pass, Session
+from ._session import Session
 from ._steady import SteadyLayer
+from ._step import Phase, Queries, Step
 from ._target import from_target
 from ._text import from_text
 from ._types import (
@@ -44,23 +48,15 @@ from ._types import (
     TEXT,
     VIDEO,
     Array,
-    Assignment,
     CacheView,
     Column,
     Counts,
     HeadCounts,
     KeepMask,
-    Phase,
-    Plan,
-    Queries,
     Quota,
     Rotate,
     Rows,
-    Scored,
     Scores,
-    Selection,
-    Step,
-    Weights,
 )
 from .allocators import (
     AdaptiveHeads,

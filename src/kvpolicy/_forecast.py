@@ -12,8 +12,9 @@ from . import _engine
 from ._errors import PolicyError
 from ._policy import Pipeline
 from ._protocols import Ahead, CrossLayer
+from ._step import Phase, Step
 from ._tentative import Untold
-from ._types import Counts, HeadCounts, Phase, Step
+from ._types import Counts, HeadCounts
 from .mergers import Drop
 from .schedulers import MOST_ROWS
 from .selectors import TopK

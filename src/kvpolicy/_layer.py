@@ -10,9 +10,11 @@ import numpy as np
 
 from ._errors import CacheError
 from ._heads import Heads
+from ._plan import Plan
 from ._policy import Pipeline
 from ._protocols import Backend, Observer, Store, Windowed
-from ._types import Array, CacheView, Counts, HeadCounts, KeepMask, Phase, Plan, Queries, Rows
+from ._step import Phase, Queries
+from ._types import Array, CacheView, Counts, HeadCounts, KeepMask, Rows
 from .report import LayerReport
 
 __all__ = ["Layer", "why_settled"]

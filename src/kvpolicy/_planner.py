@@ -9,15 +9,20 @@ from typing import Any, TypeAlias, final
 import numpy as np
 
 from . import _engine
+from ._alike import alike_heads
+from ._answers import Trust, check_total
 from ._doubts import Doubts
 from ._layer import Layer
 from ._namespace import namespace
+from ._plan import Plan, Scored
 from ._policy import Pipeline, Policy
 from ._protocols import Ahead, Backend, CrossLayer, Recaller
-from ._types import CacheView, Counts, HeadCounts, Phase, Plan, Rotate, Scored, Step
+from ._slots import in_slots
+from ._step import Phase, Step
+from ._types import CacheView, Counts, HeadCounts, Rotate
 from .selectors import TopK
 
-__all__ = ["Listener", "Planner", "in_slots"]
+__all__ = ["Listener", "Planner"]
 
 Listener = Callable[[int, CacheView, Plan, Step], None]
 BatchMask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]  # [B]
@@ -43,8 +48,8 @@ class _Nature:
         ahead: its allocator, where a layer's quota is known before scoring.
         crosses: its scores depend on other layers.
         waits: every layer is scored before any is planned.
-        alike: see `_engine.alike_heads`.
-        trust: see `_engine.Trust`.
+        alike: see `alike_heads`.
+        trust: see `Trust`.
         floor: how many rows a head keeps however small its quota is, where the number follows from the quota.
     """
 
@@ -52,7 +57,7 @@ class _Nature:
     crosses: bool
     waits: bool
     alike: bool
-    trust: _engine.Trust
+    trust: Trust
     floor: int | None
 
     @classmethod
@@ -63,8 +68,8 @@ class _Nature:
             ahead=allocate if isinstance(allocate, Ahead) and not whole else None,
             crosses=crosses,
             waits=whole or crosses,
-            alike=_engine.alike_heads(pipeline),
-            trust=_engine.Trust.of(pipeline),
+            alike=alike_heads(pipeline),
+            trust=Trust.of(pipeline),
             floor=select.floor if isinstance(select, TopK) and not select.text else None,
         )
 
@@ -162,7 +167,7 @@ class Planner:
         self._handed[step.length] = handed
         if view.layer == len(self._layers) - 1:
             total = np.sum([quota.sum(axis=1) for quota in self._handed.pop(step.length)], axis=0)
-            _engine.check_total(pipeline, total, budget * sum(quota.shape[1] for quota in handed))
+            check_total(pipeline, total, budget * sum(quota.shape[1] for quota in handed))
         return quota
 
     def _plan(self, entries: list[_Waiting], pipeline: Pipeline, budget: Counts) -> None:
@@ -219,14 +224,6 @@ class Planner:
             return known
         xp = namespace(made.keep)
         return np.asarray(self.ops.host(step.heads.all(xp.sum(made.keep, axis=-1, dtype=xp.int64))))
-
-
-def in_slots(view: CacheView, turn: Rotate | None, ops: Backend) -> CacheView:
-    """The table to attend over and to score: its keys turned to their slots where positions are re-indexed."""
-    if turn is None:
-        return view
-    xp, by = view.xp, ops.arrival_rank(view) - view.positions
-    return replace(view, keys=turn(view.keys, xp.where(view.valid, by, xp.zeros_like(by))))
 
 
 def _over(layers: list[Layer], quota: HeadCounts | None, budget: Counts) -> BatchMask:

@@ -10,23 +10,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from ._types import (
-    Array,
-    Assignment,
-    CacheView,
-    Column,
-    Counts,
-    HeadCounts,
-    KeepMask,
-    Plan,
-    Quota,
-    Rows,
-    Scored,
-    Scores,
-    Selection,
-    Step,
-    Weights,
-)
+from ._plan import Assignment, Plan, Scored, Selection, Weights
+from ._step import Step
+from ._types import Array, CacheView, Column, Counts, HeadCounts, KeepMask, Quota, Rows, Scores
 
 __all__ = [
     "Ahead",

@@ -6,10 +6,8 @@ Per layer a forward pass is two calls: `Session.append` brings the new rows in, 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, final
+from dataclasses import replace
+from typing import final
 
 import numpy as np
 
@@ -18,55 +16,20 @@ from ._check import check_count
 from ._errors import CacheError
 from ._heads import UNDIVIDED, Heads
 from ._layer import Layer, why_settled
-from ._planner import Listener, Planner, in_slots
+from ._pass import Pass
+from ._planner import Listener, Planner
 from ._policy import Pipeline, Policy
 from ._protocols import Ahead, Attending, Backend, Bounded, Observer
-from ._steady import SteadyLayer, check_steady, prepared, reported, resume, select_batch
-from ._tentative import check_layerwise, of_another_layer
-from ._types import Array, CacheView, Counts, HeadCounts, Phase, Queries, Rotate, Rows, Step
+from ._slots import in_slots, queries_in_slots
+from ._steady import SteadyLayer
+from ._steady_layers import check_steady, prepared, reported, resume, select_batch
+from ._step import Phase, Queries, Step
+from ._tentative import check_layerwise
+from ._trial import Trial
+from ._types import Array, CacheView, Rotate, Rows
 from .report import Report
 
-__all__ = ["Listener", "Pass", "Session"]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One forward pass over the whole model: what its layers share.
-
-    Attributes:
-        start: tokens (padding included) before this pass.
-        positions: int64 [B, Q], arrival indices.
-        valid: bool [B, Q]; False for padding.
-        tokens: int64 [B] (numpy), valid tokens of this pass.
-        columns: scalar columns [B, Q] known on arrival.
-        reach: int64 [B, Q], the last arrival index that each token sees; None: its own, as under a causal mask.
-        tentative: whether these are decoded tokens that `Session.crop` may take back, whatever the policy has done to
-            them meanwhile. Where the policy acts while decoding, they come one a pass.
-    """
-
-    start: int
-    positions: Array
-    valid: Array
-    tokens: Counts
-    columns: Mapping[str, Array]
-    reach: Array | None = None
-    tentative: bool = False
-
-    @property
-    def length(self) -> int:
-        """Q."""
-        return int(self.positions.shape[-1])
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Tried:
-    """A layer as it was before tentative tokens, which go to a copy of it, and what it takes to run them again."""
-
-    before: Layer
-    arrived: list[tuple[Array, Array, Pass]] = field(default_factory=list)  # what `Session.append` was given
-    attended: list[tuple[Array, float, dict[str, Any]]] = field(default_factory=list)  # and `Session.advance`
+__all__ = ["Session"]
 
 
 @final
@@ -111,13 +74,13 @@ class Session:
         self.heads = UNDIVIDED if heads is None else heads
         self._prompt_length, self._rotate = prompt_length, rotate
         self._turn = rotate if policy.positions == "slots" else None
-        self._tried: dict[int, _Tried] = {}
         self.attending = ops if isinstance(ops, Attending) else None
         self.wants_shares = _engine.goes_by_attention(policy.decode)  # of what rows receive while decoding
         self.wants_sums = any(isinstance(pipeline.score, Observer) for pipeline in self._pipelines)
         self._max_length = 0
         self.steady: list[SteadyLayer] = []  # while decoding so, see `hold_steady`
         self._layers = [self._new_layer(index, num_layers) for index in range(num_layers)]
+        self._trial = Trial(policy, self._layers, ops)
         self._planner = Planner(policy, self._layers, ops, check=check, listen=listen, turn=self._turn)
         self._observers = {phase: _engine.observers_of(policy, phase) for phase in Phase}
         self._windows = {
@@ -155,9 +118,9 @@ class Session:
                     f"a tentative pass of {now.length} tokens, and the policy acts after every decoded token. "
                     f"Hint: one token a pass."
                 )
-            self._try(layer).arrived.append((keys, values, now))
-        elif layer in self._tried:
-            tried = self.length(layer) - self._tried[layer].before.length
+            self._trial.of(layer).arrived.append((keys, values, now))
+        elif layer in self._trial.tried:
+            tried = self.length(layer) - self._trial.of(layer).before.length
             raise CacheError(
                 f"{tried} tokens that may be taken back wait to hear which of them stay. Hint: crop() after a pass "
                 f"that tries tokens, also if all of them stay."
@@ -176,15 +139,7 @@ class Session:
         """The queries [B, Hq, Q, D] to attend with: turned to their slots where the policy re-indexes positions."""
         if self._turn is None:
             return queries
-        state = self._layers[layer]
-        assert state.view is not None
-        xp, device = state.view.xp, now.positions.device
-        valid = xp.astype(now.valid, xp.int64)
-        behind = xp.sum(valid, axis=-1, keepdims=True) - xp.cumulative_sum(valid, axis=-1)  # later tokens of this pass
-        held = xp.asarray(self.heads.own(state.held), dtype=xp.int64, device=device)
-        slot = held[:, :, None] - 1 - behind[:, None, :]
-        turn = xp.where(now.valid[:, None, :], slot - now.positions[:, None, :], xp.zeros_like(slot))
-        return self._turn(queries, xp.repeat(turn, queries.shape[1] // turn.shape[1], axis=1))
+        return queries_in_slots(queries, self._turn, self.heads.own(self._layers[layer].held), now)
 
     def advance(
         self,
@@ -216,9 +171,9 @@ class Session:
         view, state.view = state.view, None
         assert view is not None, "advance() follows append()"
         goes_on = now.start + now.length < self._prompt_length
-        if now.tentative and layer in self._tried:
+        if now.tentative and layer in self._trial.tried:
             told = {"module": module, "softcap": softcap, "sinks": sinks}
-            self._tried[layer].attended.append((queries, scale, told))
+            self._trial.of(layer).attended.append((queries, scale, told))
         step = self._step(layer, queries, scale, now, module, softcap, sinks)
         if shares is not None or log_sums is not None:
             step = replace(step, shares=shares, log_sums=log_sums)
@@ -334,8 +289,7 @@ class Session:
         if length == 0:
             self.clear()
             return
-        before = [self._tried[layer].before if self._tried else state for layer, state in enumerate(self._layers)]
-        last = max(before, key=lambda state: state.settled)
+        last = max(self._trial.before(), key=lambda state: state.settled)
         if length < last.settled:
             raise CacheError(
                 f"crop({length}): {why_settled(last, self._pipelines)}, so the tokens up to {last.settled} cannot be "
@@ -353,7 +307,8 @@ class Session:
             if state.archive is not None:
                 state.archive.clear()
             self._layers[index] = Layer(state.store, self.heads, state.archive)
-        self._tried, self.steady = {}, []
+        self._trial.tried.clear()
+        self.steady = []
         self._planner.clear()
 
     def report(self) -> Report:
@@ -400,9 +355,9 @@ class Session:
             ops=self.ops,
             row_bytes=state.row_bytes * state.held.size * len(self._layers),
             count_bias=self.policy.count_bias,
-            held=self._of_all(layer, "held", now),
-            archived=self._of_all(layer, "archived", now),
-            prompt_quota=self._of_all(layer, "prompt_quota", now),
+            held=self._trial.counts(layer, "held"),
+            archived=self._trial.counts(layer, "archived"),
+            prompt_quota=self._trial.counts(layer, "prompt_quota"),
             earlier=state.queries,
             rotate=self._rotate,
             module=module,
@@ -413,39 +368,9 @@ class Session:
             heads=self.heads,
         )
 
-    def _of_all(self, layer: int, name: str, now: Pass) -> tuple[HeadCounts, ...]:
-        """A count [B, H] of every layer, as it stands when ``layer`` takes this pass."""
-        if not self._tried and self._layers[-1].length:  # every token has come to every layer before
-            return tuple([getattr(state, name) for state in self._layers])
-        tried = self._tried.get(layer) if now.tentative else None
-        counts: list[Any] = []
-        nothing = np.zeros_like(self._layers[layer].held)
-        for index, state in enumerate(self._layers):
-            # A layer before this one may be tokens ahead, and one behind it has not even come to the settled ones.
-            ahead = self._tried.get(index) if index != layer else None
-            known = ahead.before if ahead is not None else state
-            settled = name == "prompt_quota" and (index < layer or tried is None or tried.before.phase is Phase.DECODE)
-            if tried is not None and index != layer and not settled:
-                counts.append(of_another_layer(index, layer))
-            else:
-                counts.append(getattr(known, name) if known.length else nothing)
-        return tuple(counts)
-
-    def _try(self, layer: int) -> _Tried:
-        """From here on a copy of the layer takes the tokens; the layer itself waits to hear which of them stay."""
-        if layer not in self._tried:
-            check_layerwise(self.policy)
-            before = self._layers[layer]
-            self._tried[layer] = _Tried(before)
-            self._layers[layer] = copy.deepcopy(before, {id(self.ops): self.ops})
-            self._layers[layer].on_trial = True
-        return self._tried[layer]
-
     def _settle(self, length: int) -> None:
         """Of the tentative tokens those before ``length`` stay: the layers themselves take them, one after another."""
-        tried, self._tried = self._tried, {}
-        for layer, one in tried.items():
-            self._layers[layer] = one.before
+        tried = self._trial.end()
         for passes in zip(*(zip(one.arrived, one.attended, strict=True) for one in tried.values()), strict=True):
             for layer, ((keys, values, now), (queries, scale, told)) in zip(tried, passes, strict=True):
                 if now.start < length:

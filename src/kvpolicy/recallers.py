@@ -8,7 +8,8 @@ from typing import final
 from ._check import check_count, check_stage
 from ._protocols import ImportanceScorer, Recaller
 from ._repr import constructor_repr
-from ._types import CacheView, KeepMask, Step
+from ._step import Step
+from ._types import CacheView, KeepMask
 
 __all__ = ["TopRecall"]
 

@@ -13,7 +13,8 @@ from ._check import check_count, check_share, check_stage
 from ._errors import PolicyError
 from ._protocols import Bounded, Scheduler
 from ._repr import constructor_repr
-from ._types import Counts, Phase, Step
+from ._step import Phase, Step
+from ._types import Counts
 
 __all__ = ["Every", "FixedRows", "KeepRatio", "MemoryBudget", "parse_bytes"]
 

@@ -45,7 +45,7 @@ from transformers.masking_utils import sliding_window_causal_mask_function
 import kvpolicy
 from kvpolicy import CacheError, CacheView, Pipeline, PlanError, Policy, PolicyError, Step, UnsupportedModelError
 from kvpolicy_hf import PolicyCache, disable, enable, is_enabled
-from kvpolicy_hf._transformers import POLICY_OFFSET
+from kvpolicy_hf._transformers.masks import POLICY_OFFSET
 from kvpolicy_hf.attention import mask
 
 ModelOf = Callable[[Family], PreTrainedModel]
@@ -117,9 +117,11 @@ def test_keys_that_go_astray(monkeypatch: pytest.MonkeyPatch) -> None:
     model = new_llama()
     enable(model)
     astray = model.model.layers[1].self_attn
-    monkeypatch.setattr(
-        astray, "forward", lambda hidden_states, past_key_values, **_: lost(hidden_states, past_key_values)
-    )
+    monkeypatch.setattr(astray, "forward", lambda hidden_states, **given: lost(hidden_states, as_given(**given)))
+
+    def as_given(cache: Any = None, past_key_values: Any = None, **_: Any) -> PolicyCache:
+        """The layer's own name for it, from transformers 5.24 on, and before."""
+        return past_key_values if cache is None else cache
 
     def lost(hidden: Tensor, cache: PolicyCache) -> tuple[Tensor, None]:
         keys = hidden.unflatten(-1, (4, 12)).transpose(1, 2)[:, :2]
@@ -270,6 +272,22 @@ def test_earlier_tokens_that_are_hidden() -> None:
         mask(**given, mask_function=sliding_window_causal_mask_function(3))
 
 
+def test_a_model_is_walked_through_for_use_cache_once_and_only_where_that_is_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+    monkeypatch.setattr("kvpolicy_hf.served_model.hears_use_cache", lambda model: asked.append(model) or True)
+    model = new_llama()
+    enable(model)
+    cache = PolicyCache(model, H2O)
+    assert not asked
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match="LlamaAttention attends with use_cache=False"):
+            model(**text_row(8, 1), past_key_values=cache, use_cache=False)
+        cache.reset()
+    assert asked == [model]
+
+
 @pytest.mark.parametrize("extra", ["indices", "position_bias"])
 def test_arguments_that_change_the_logits(extra: str) -> None:
     """Whatever a model hands to its attention besides what a policy follows."""
@@ -368,6 +386,25 @@ def test_model_and_policy_in_each_others_place(model_of: ModelOf) -> None:
         PolicyError, match=r"not a LlamaForCausalLM\. Hint: PolicyCache\(model, policy\), the model first"
     ):
         PolicyCache(*swapped)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (lambda model: ([H2O], {}), "PolicyCache(model=...): there is no model, only a Policy."),
+        (lambda model: ([], {"policy": H2O}), "PolicyCache(model=...): there is no model, only a Policy."),
+        (lambda model: (["h2o"], {"check": False}), "PolicyCache(model=...): there is no model, only a str."),
+        (lambda model: ([], {}), "PolicyCache(model=...): there is no model."),
+        (lambda model: ([model], {}), "PolicyCache(policy=...): there is no policy, only a LlamaForCausalLM."),
+        (lambda model: ([], {"model": model}), "PolicyCache(policy=...): there is no policy, only a LlamaForCausalLM."),
+    ],
+    ids=["a policy", "a policy by name", "a text", "nothing", "a model", "a model by name"],
+)
+def test_one_of_model_and_policy_was_forgotten(given: Callable[[Any], Any], says: str, model_of: ModelOf) -> None:
+    args, kwargs = given(model_of(LLAMA))
+    with pytest.raises(PolicyError) as caught:
+        PolicyCache(*args, **kwargs)
+    assert str(caught.value) == f"{says} Hint: PolicyCache(model, policy)."
 
 
 def test_a_backend_of_other_arrays(model_of: ModelOf) -> None:

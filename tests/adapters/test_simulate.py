@@ -40,8 +40,10 @@ import kvpolicy
 from kvpolicy import CacheError, CacheView, Fold, KeepRatio, Mean, NearestPosition, PolicyError, Scores, Step
 from kvpolicy.cli import app
 from kvpolicy_hf import IMAGE, PolicyCache, enable
+from kvpolicy_hf.evaluate import arms_of
 from kvpolicy_hf.rotary import rotation as rotation_of
 from kvpolicy_hf.simulate import Record, RecordError, Replay, clairvoyant, load_record, record, replay, save_record
+from kvpolicy_hf.simulate import compare as compare_module
 from kvpolicy_hf.simulate.compare import BOUNDS, choose, compare
 from kvpolicy_hf.simulate.plot import draw_plot
 from kvpolicy_hf.simulate.replay import feed, open_session
@@ -461,6 +463,34 @@ class TestChoose:
             "full": kvpolicy.full(),
         }
 
+    def test_files_and_what_is_ones_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "mine_to_replay.py").write_text(
+            "import kvpolicy\n\n\ndef half(keep):\n    return kvpolicy.h2o(keep=keep / 2)\n", encoding="utf-8"
+        )
+        file = tmp_path / "tuned.json"
+        file.write_text(kvpolicy.to_json(kvpolicy.tova(keep=0.3)), encoding="utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
+        scorer = "kvpolicy.scorers:WindowMass(window=4)"
+        pipeline = kvpolicy.Pipeline(
+            schedule=KeepRatio(0.4), score=kvpolicy.WindowMass(4), select=kvpolicy.TopK(recent=0.5)
+        )
+        assert choose(f"mine_to_replay:half, {scorer}, {file}, mine_to_replay:half(keep=0.8),", 0.4) == {
+            "mine_to_replay:half": kvpolicy.h2o(keep=0.2),
+            scorer: kvpolicy.Policy(prefill=pipeline, decode=pipeline),
+            str(file): kvpolicy.tova(keep=0.3),
+            "mine_to_replay:half(keep=0.8)": kvpolicy.h2o(keep=0.4),
+        }
+
+    def test_every_command_takes_the_same_names(self) -> None:
+        names = ["h2o", "elastic_cache(last=8)", "kvpolicy.policies:tova", "kvpolicy:KeyNorm"]
+        chosen = choose(", ".join(names), 0.4)
+        assert list(chosen.values()) == [arm.policy for arm in arms_of(names, [0.4])[1:]]
+
+    @pytest.mark.parametrize("text", ["make(name='a, b')", 'make(name="a)")', "make(# , (\n)", "make(of=(1, {2: 3}))"])
+    def test_quotes_comments_and_brackets_hold_together(self, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compare_module, "policy_of", lambda label, target, keep: (target, keep))
+        assert list(choose(f"h2o, {text} ,tova", 0.5).values()) == [("h2o", 0.5), (text, 0.5), ("tova", 0.5)]
+
     def test_by_default_every_recipe_that_needs_only_a_budget(self) -> None:
         chosen = choose(None, 0.4)
         assert set(RECIPES) <= set(chosen) == set(kvpolicy.catalogue(keep=0.4))
@@ -469,20 +499,27 @@ class TestChoose:
     @pytest.mark.parametrize(
         ("names", "message"),
         [
-            ("", "no list of recipes"),
-            ("h2o(", "no list of recipes"),
-            ("h2o] + [full", "no list of recipes"),
+            ("", "no list of policies"),
+            ("h2o(", "no list of policies"),
+            ("h2o,,full", "no list of policies"),
+            ("h2o] + [full", "neither a recipe"),
             ("h20", "no recipe 'h20'"),
             ("h2o(size=3)", "size"),
+            ("no_such_module:It", "no module 'no_such_module'"),
+            ("kvpolicy:Nobody", "has no 'Nobody'"),
+            ("kvpolicy:TopK", "is a TopK, neither a policy nor a scorer"),
+            ("nowhere.json", "'nowhere.json' cannot be read"),
         ],
     )
     def test_wrong_names(self, names: str, message: str) -> None:
         with pytest.raises(PolicyError, match=message):
             choose(names, 0.2)
 
-    @pytest.mark.parametrize("keep", [0.0, 1.5])
-    def test_wrong_budget(self, keep: float) -> None:
-        with pytest.raises(PolicyError, match="fraction"):
+    @pytest.mark.parametrize(("keep", "hint"), [(0.0, "0.2, or keep=0.2, is 20%"), (35, "0.35, or keep=0.35, is 35%")])
+    def test_wrong_budget(self, keep: float, hint: str) -> None:
+        with pytest.raises(
+            PolicyError, match=rf"^keep={keep}: .* share of the cache, in \(0, 1\]. Hint: --keep {hint}.$"
+        ):
             choose(None, keep)
 
 
@@ -565,7 +602,7 @@ class TestCommand:
             (["/no/such.safetensors"], "error: no record '/no/such.safetensors'. Hint: "),
             ([__file__], "is not a safetensors file"),
             (["x.safetensors", "--policies", "h20"], "error: no recipe 'h20'"),
-            (["x.safetensors", "--keep", "0"], "keep"),
+            (["x.safetensors", "--keep", "20"], "error: keep=20.0: what may be kept is a share of the cache"),
             (["x.safetensors", "--out", "/no/such/folder/plot.png"], "there is no folder '/no/such/folder'"),
             (["--record", "/no/such/folder/x.safetensors", "--policies", "full"], "cannot write the record"),
         ],

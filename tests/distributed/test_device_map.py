@@ -49,7 +49,7 @@ def spread() -> Any:
     ]:
         for tensor in (*part.parameters(), *part.buffers()):
             place(tensor, device)
-        hook = AlignDevicesHook(device, io_same_device=part is base.rotary_emb, skip_keys=["past_key_values"])
+        hook = AlignDevicesHook(device, io_same_device=part is base.rotary_emb, skip_keys=["cache", "past_key_values"])
         add_hook_to_module(part, hook)
     return model
 

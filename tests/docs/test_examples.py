@@ -13,6 +13,9 @@ from kvpolicy import catalogue
 
 EXAMPLES = ROOT / "examples"
 
+# Users are shown a name of the cache that warns of nothing; our other tests have one for every version of transformers.
+pytestmark = pytest.mark.filterwarnings("error:`past_key_values` is deprecated:FutureWarning")
+
 
 def run(example: str, *options: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `python examples/<example> <options>` would."""

@@ -16,58 +16,70 @@ from pages import ROOT, script
 
 @pytest.fixture(scope="module")
 def performance() -> Iterator[ModuleType]:
-    with script("performance") as module:
+    with script("performance.page") as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def results() -> Iterator[ModuleType]:
+    with script("performance.results") as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def parts() -> Iterator[ModuleType]:
+    with script("performance.parts") as module:
         yield module
 
 
 @pytest.fixture(scope="module")
 def plots() -> Iterator[ModuleType]:
-    with script("performance_plots") as module:
+    with script("performance.plots") as module:
         yield module
 
 
-def test_the_page_is_what_the_results_say(performance: ModuleType) -> None:
+def test_the_page_is_what_the_results_say(performance: ModuleType, results: ModuleType) -> None:
     page = performance.PAGE.read_text(encoding="utf-8")
-    assert performance.rendered(performance.load()) == page, "out of date: python -m scripts.performance"
+    assert performance.rendered(results.load()) == page, "out of date: python -m scripts.performance"
 
 
-def test_the_plots_are_of_these_results(performance: ModuleType, plots: ModuleType) -> None:
-    found = performance.load()
+def test_the_plots_are_of_these_results(results: ModuleType, plots: ModuleType) -> None:
+    found = results.load()
     for name, make in plots.PLOTS.items():
-        file, plot = performance.PICTURES / f"{name}.svg", make(found)
+        file, plot = plots.PICTURES / f"{name}.svg", make(found)
         assert file.exists() == (plot is not None), f"python -m scripts.performance; {file.name}"
         if plot is not None:
             assert plots.digest(plot) in file.read_text(encoding="utf-8"), f"out of date: {file.name}"
 
 
-def test_without_results_everything_is_missing(performance: ModuleType) -> None:
+def test_without_results_everything_is_missing(performance: ModuleType, results: ModuleType) -> None:
     page = performance.rendered({})
     assert page.count("| not measured |") == 12
-    assert all(f"- Suite `{suite}`: not run." in page for suite in performance.SUITES)
+    assert all(f"- Suite `{suite}`: not run." in page for suite in results.SUITES)
 
 
-def test_a_trial_is_no_result(performance: ModuleType, tmp_path: Path) -> None:
+def test_a_trial_is_no_result(results: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "decode.json").write_text(json.dumps({"small": True, "complete": True}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"decode\.json is no result"):
-        performance.load(tmp_path)
+        results.load(tmp_path)
 
 
 def test_processes_of_a_suite_stand_together_and_one_that_was_cut_off_is_told(
-    performance: ModuleType, tmp_path: Path
+    performance: ModuleType, results: ModuleType, tmp_path: Path
 ) -> None:
     for name, ms, complete in (("decode", 8.0, True), ("decode-1", 6.0, None)):
         arm = stepped("table", f"arm of {name}, compiled", ms)
         only = [""] if complete is None else ["arm"]
         ran = {**RUN, "complete": complete, "options": {"only": only, "without": []}, "arms": [arm]}
         (tmp_path / f"{name}.json").write_text(json.dumps(ran), encoding="utf-8")
-    page = performance.rendered(performance.load(tmp_path))
+    page = performance.rendered(results.load(tmp_path))
     assert "arm of decode, compiled" in page
     assert "arm of decode-1, compiled" in page
     assert page.count("| `decode` | A GPU |") == 2
     assert "Suite `decode`: cut off after 60 s" in page
     everything = {**RUN, "options": {"only": [""], "without": []}, "arms": []}
     (tmp_path / "decode-2.json").write_text(json.dumps(everything), encoding="utf-8")
-    assert "cut off" not in performance.rendered(performance.load(tmp_path)), "all arms were run after it"
+    assert "cut off" not in performance.rendered(results.load(tmp_path)), "all arms were run after it"
 
 
 def times(median: float) -> dict[str, float]:
@@ -133,14 +145,16 @@ def written(folder: Path, **suites: list[dict[str, Any]]) -> None:
         (folder / f"{name.replace('_', '-')}.json").write_text(json.dumps({**RUN, "arms": ran}), encoding="utf-8")
 
 
-def test_an_arm_is_missing_only_if_no_process_timed_it(performance: ModuleType, tmp_path: Path) -> None:
+def test_an_arm_is_missing_only_if_no_process_timed_it(
+    performance: ModuleType, results: ModuleType, parts: ModuleType, tmp_path: Path
+) -> None:
     timed = [stepped("shape", name, 9.0, prompt=8192) for name in ("full", "elastic_cache")]
     case = {key: timed[0][key] for key in ("case", "model", "batch", "prompt", "most")}
     skipped = [{**case, "arm": arm["arm"], "skipped": "it was late"} for arm in timed]
     other = [{**arm, "model": "Qwen2.5-VL-7B"} for arm in skipped]
     written(tmp_path, series=timed[:1] + skipped[1:] + other, series_1=skipped[:1] + timed[1:])
-    found = performance.load(tmp_path)
-    assert [arm["arm"] for arm in performance.arms(found, "series", "shape")] == ["full", "elastic_cache"]
+    found = results.load(tmp_path)
+    assert [arm["arm"] for arm in parts.arms(found, "series", "shape")] == ["full", "elastic_cache"]
     missing = performance.rendered(found).partition("## Not measured")[2]
     assert "- `series`, shape, Qwen2.5-VL-7B (all 2 arms): skipped: it was late." in missing
     assert "LLaVA" not in missing

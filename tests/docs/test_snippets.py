@@ -19,6 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from kvpolicy_hf.demo.scenes import draw
 from kvpolicy_hf.loading import load_model
 
+# Users are shown a name of the cache that warns of nothing; our other tests have one for every version of transformers.
+pytestmark = pytest.mark.filterwarnings("error:`past_key_values` is deprecated:FutureWarning")
+
 RUNNABLE = [page for page in PAGES if any(not block.skip for block in blocks(page)) and not runs_in_the_build(page)]
 
 

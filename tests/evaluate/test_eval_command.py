@@ -90,6 +90,18 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("command", ["eval", "tune"])
+def test_a_budget_in_per_cent_is_told_as_a_share(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    for module in (eval_command, tune_command):
+        monkeypatch.setattr(module, "subject_of", lambda _: pytest.fail("loaded"))
+    result = run(command, "demo", "--keep", "20")
+    assert result.exit_code == 2
+    told = " ".join(result.output.split())
+    assert told == (
+        "error: keep=20.0: what may be kept is a share of the cache, in (0, 1]. Hint: --keep 0.2, or keep=0.2, is 20%."
+    )
+
+
 def test_no_such_model_or_task(tmp_path: Path) -> None:
     for arguments, words in (
         ([str(tmp_path / "none")], "no folder"),
@@ -109,6 +121,7 @@ def test_what_a_search_found_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     def searching(_subject: object, **arguments: Any) -> Tuned:
         asked.update(arguments)
+        arguments["done"]("replaying compositions", 9, 9)
         return found
 
     monkeypatch.setattr(tune_command, "search", searching)
@@ -116,6 +129,7 @@ def test_what_a_search_found_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert result.exit_code == 0, result.output
     assert (asked["keep"], asked["tasks"], asked["trials"], asked["out"]) == (0.3, ["photo-at"], 9, tmp_path)
     told = " ".join(result.output.split())
+    assert "replaying compositions: 9 of 9" in told
     assert "24 samples a task" in told
     assert "composition 3 0.750" in told
     assert "against h2o, the best recipe, on samples not seen before: 0.500 and 0.250" in told

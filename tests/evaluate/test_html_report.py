@@ -174,6 +174,19 @@ class TestNumbers:
         order = re.findall(r'data-order="(\w+)">.*?<td data-order="([\d.]*)">', body, re.DOTALL)
         assert order == [("full", "1.0"), ("c", "1.0"), ("a", "0.5"), ("b", "0.2"), ("a", "0.2"), ("own", "")]
 
+    def test_the_front_is_marked_where_it_is_better_than_chance(self, tmp_path: Path) -> None:
+        arms = {("full", 1.0): [1.0] * 8, ("random", 0.2): [0.0, 1.0] * 4, ("lucky", 0.2): [1.0, 0.0] * 4}
+        bytes_of = {"full": 1000, "random": 200, "lucky": 199, "good": 201}
+        rows = simple({**arms, ("good", 0.2): [1.0] * 8}).with_columns(
+            kv_bytes=pl.col("policy").replace_strict(bytes_of, return_dtype=pl.Int64)
+        )
+        text, _ = written(tmp_path, rows)
+        table = text.partition("<tbody>")[2].partition("</tbody>")[0]
+        assert [name for name in bytes_of if re.search(rf"◆</span>&nbsp;\s*{name}\b", table)] == ["good"]
+        text, _ = written(tmp_path, rows.filter(pl.col("policy") != "random"))
+        table = text.partition("<tbody>")[2].partition("</tbody>")[0]
+        assert [name for name in bytes_of if re.search(rf"◆</span>&nbsp;\s*{name}\b", table)] == ["lucky", "good"]
+
     def test_marks_know_where_less_is_better(self, tmp_path: Path) -> None:
         values = {("full", 1.0): [0.5] * 9, ("more", 0.2): [0.9] * 9, ("less", 0.2): [0.1] * 9}
         rows = simple(values).with_columns(error="quality")

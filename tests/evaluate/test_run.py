@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from torch import Tensor
 import kvpolicy
 from kvpolicy import Policy
 from kvpolicy_hf import PolicyCache, disable, enable
-from kvpolicy_hf.evaluate import Arm, EvaluationError, Subject, evaluate
+from kvpolicy_hf.evaluate import Arm, EvaluationError, Subject, evaluate, summarise, write
 from kvpolicy_hf.evaluate import batch as batch_module
 from kvpolicy_hf.evaluate.run import Evaluation
 from kvpolicy_hf.evaluate.tasks import EmojiQuestion
@@ -59,6 +60,20 @@ def test_a_row_for_each_sample_under_each_arm(small: Evaluation) -> None:
     assert keys == [(task, n, *arm) for task in ("grid-row", "photo-where") for n in range(5) for arm in arms]
     assert small.failures == ()
     assert small.conditions["model"] == "demo"
+
+
+def test_it_is_written_as_the_command_writes_it(small: Evaluation, tmp_path: Path) -> None:
+    assert [(arm.label, arm.keep) for arm in small.arms] == [("full", 1.0), ("h2o", 0.5), ("h2o", 0.2)]
+    assert list(small.tasks) == SMALL["tasks"]
+    summary = write(small, tmp_path / "new" / "results")
+    files = {path.name for path in (tmp_path / "new" / "results").iterdir()}
+    assert files >= {"rows.csv", "rows.parquet", "summary.csv", "report.html", "chart-1.png"}
+    assert summary.equals(summarise(small.rows))
+    report = (tmp_path / "new" / "results" / "report.html").read_text(encoding="utf-8")
+    for shown in (*map(repr, small.tasks.values()), *(repr(arm.policy) for arm in small.arms)):
+        assert html.escape(shown) in report.replace("&#39;", "&#x27;").replace("&#34;", "&quot;")
+    with pytest.raises(EvaluationError, match=r"^out='.*rows.csv' cannot be a folder: "):
+        write(small, tmp_path / "new" / "results" / "rows.csv")
 
 
 def test_the_full_cache_is_its_own_measure(small: Evaluation) -> None:

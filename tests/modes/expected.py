@@ -79,11 +79,11 @@ MODES = [
         holds="logits identical, for the tokens that it drew",
     ),
     Mode("streaming", _OUTPUTS, call="streamer=TextIteratorStreamer(...)"),
-    Mode("text-generation pipeline", _OUTPUTS, call="pipeline('text-generation', ...)(..., past_key_values=cache)"),
+    Mode("text-generation pipeline", _OUTPUTS, call="pipeline('text-generation', ...)(..., cache=cache)"),
     Mode(
         "image-text-to-text pipeline",
         "test_pictures.py::test_the_pipeline",
-        call="pipeline('image-text-to-text', ...)(..., generate_kwargs={'past_key_values': cache})",
+        call="pipeline('image-text-to-text', ...)(..., generate_kwargs={'cache': cache})",
     ),
     Mode("scores and logits", _OUTPUTS, call="return_dict_in_generate=True, output_scores=True, output_logits=True"),
     Mode("quantised weights", "test_weights.py::test_int8_weights", call="`torch.nn.Linear` replaced by int8 layers"),

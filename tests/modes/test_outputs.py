@@ -18,6 +18,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast, TextIteratorStreamer, pipeline
 
 from kvpolicy_hf import PolicyCache
+from kvpolicy_hf._transformers import as_argument
 
 PlainOf = Callable[[str], Plain]
 IDS: list[int] = ROWS[0]["input_ids"][0].tolist()
@@ -61,7 +62,7 @@ def streaming(plain: Plain, cache: PolicyCache) -> list[int]:
 
 def text_generation(plain: Plain, cache: PolicyCache) -> list[int]:
     run = pipeline("text-generation", model=plain.model, tokenizer=tokenizer(), device="cpu")
-    (out,) = run(text(IDS), **SETTINGS, past_key_values=cache, return_full_text=False)
+    (out,) = run(text(IDS), **SETTINGS, **as_argument(cache), return_full_text=False)
     return [int(word[1:]) for word in out["generated_text"].split()]
 
 

@@ -10,6 +10,7 @@ from transformers import pipeline
 
 import kvpolicy
 from kvpolicy_hf import PolicyCache, enable
+from kvpolicy_hf._transformers import as_argument
 from kvpolicy_hf.demo.scenes import draw
 from kvpolicy_hf.loading import load_model
 
@@ -26,7 +27,7 @@ def test_the_pipeline(mode: Mode, policy: kvpolicy.Policy) -> None:
     settings = {"max_new_tokens": 10, "do_sample": False}
     due = model.generate(**inputs, **settings, past_key_values=PolicyCache(model, policy, inputs=inputs))
     run = pipeline("image-text-to-text", model=model, processor=processor, device="cpu")
-    settings["past_key_values"] = PolicyCache(model, policy, inputs=inputs)
+    settings.update(as_argument(PolicyCache(model, policy, inputs=inputs)))
     (out,) = run(Image.fromarray(scene.image), text=prompt, generate_kwargs=settings, return_full_text=False)
     assert (
         out["generated_text"].strip()

@@ -40,7 +40,7 @@ def test_before_any_token(mode: Mode, policy: str, model: PreTrainedModel) -> No
 @pytest.mark.parametrize("policy", ["full", "h2o"])
 def test_tokens_that_are_fed_again(policy: str, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model whose attention does not hear of use_cache, a padded batch shows it in the pass after the prompt."""
-    monkeypatch.setattr("kvpolicy_hf.cache.hears_use_cache", lambda model: False)
+    monkeypatch.setattr("kvpolicy_hf.served_model.hears_use_cache", lambda model: False)
     inputs = padded()
     cache = PolicyCache(model, POLICIES[policy], inputs=inputs)
     with pytest.raises(kvpolicy.PolicyError, match="feed new tokens only, which use_cache=False does not do"):

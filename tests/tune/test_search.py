@@ -95,6 +95,12 @@ def test_numbers_that_are_none(demo: Subject, tmp_path: Path, name: str) -> None
         tune(demo, out=tmp_path, **{**LITTLE, name: 0})
 
 
+def test_a_budget_that_is_no_share(demo: Subject, tmp_path: Path) -> None:
+    with pytest.raises(kvpolicy.PolicyError, match=r"^keep=20: .*Hint: --keep 0.2, or keep=0.2, is 20%.$"):
+        tune(demo, out=tmp_path / "none", **{**LITTLE, "keep": 20})
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_second_search_is_not_a_negative_one(demo: Subject, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"tune\(answered=-1\): answered must be an integer >= 0"):
         tune(demo, out=tmp_path, **{**LITTLE, "answered": -1})

@@ -38,7 +38,7 @@ from kvpolicy import (
     TopRecall,
     WindowMass,
 )
-from kvpolicy._engine import alike_heads
+from kvpolicy._alike import alike_heads
 
 REQUEST = with_image(
     make_request(seed=5, layers=2, batch=2, heads=4, groups=2, dim=4, prompt=13, steps=5, padding=(0, 3)), 4, 9

@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import kvpolicy
@@ -104,6 +105,40 @@ def test_help_and_policies_import_no_framework() -> None:
     assert done.stdout.splitlines()[-1] == "loaded: []"
 
 
+def test_what_is_wrong_on_the_line_is_told_before_a_framework_is_imported() -> None:
+    lines = [
+        ["evil"],
+        ["eval", "--nonsense"],
+        ["eval", "--help"],
+        ["tune", "--keep", "x"],
+        ["check", "--no"],
+        ["check"],
+    ]
+    script = (
+        "import sys\n"
+        "from kvpolicy.cli import app\n"
+        f"for args in {lines}:\n"
+        "    try: app(args)\n"
+        "    except SystemExit as left: print(left.code)\n"
+        "slow = {'torch', 'transformers', 'matplotlib', 'polars', 'hypothesis', 'kvpolicy_hf', 'kvpolicy.testing'}\n"
+        "print('loaded:', sorted(slow & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line in {"0", "1", "2"}] == list("220222")
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+    assert "No such command 'evil'" in done.stderr
+    assert "No such option: --nonsense" in done.stderr
+
+
+@pytest.mark.parametrize("entry", _plugins.installed().values(), ids=lambda entry: entry.name)
+def test_the_help_is_that_of_the_function(entry: EntryPoint) -> None:
+    real = typer.Typer(add_completion=False)
+    real.command(entry.name, context_settings={"help_option_names": ["-h", "--help"]})(entry.load())
+    expected = CliRunner(env=WIDE).invoke(real, ["--help"], prog_name=f"kvpolicy {entry.name}").stdout
+    told = CliRunner(env=WIDE).invoke(app, [entry.name, "--help"], prog_name="kvpolicy").stdout
+    assert told == expected
+
+
 def test_python_dash_m() -> None:
     done = subprocess.run([sys.executable, "-m", "kvpolicy", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"kvpolicy {kvpolicy.__version__}\n"
@@ -159,6 +194,41 @@ class TestPlugins:
     def test_runs_with_its_own_options(self, install) -> None:
         install("plug_fine", 'def extra(times: int = 1) -> None:\n    """Say it."""\n    print("hello " * times)\n')
         assert run("extra", "--times", "2")[:2] == (0, "hello hello \n")
+        assert "--times" in run("extra", "--help")[1]
+
+    @pytest.mark.parametrize(
+        ("before", "signature"),
+        [
+            ("", "times: int = 1"),
+            ("from __future__ import annotations\nimport typing as t\n", "times: t.Optional[int] = None"),
+            ("import pathlib, typer\n", "path: pathlib.Path = pathlib.Path('x'), times: int = typer.Option(1)"),
+            ("from __future__ import annotations\nFIRST, (AGAIN, _) = 1, (2, 3)\n", "times: int = FIRST + AGAIN"),
+        ],
+    )
+    def test_its_options_are_read_before_it_is_imported(self, before: str, signature: str, install) -> None:
+        install("plug_slow", f"{before}raise RuntimeError('imported')\n\n\ndef extra({signature}):\n    pass\n")
+        assert "--times" in run("extra", "--help")[1]
+        assert "Invalid value for '--times'" in words(run("extra", "--times", "x")[2])
+        assert "plug_slow" not in sys.modules
+        result = CliRunner().invoke(app, ["extra", "--times", "2"])
+        assert str(result.exception) == "imported"
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "def same(function):\n    return function\n\n\n@same\ndef extra(times: int = 1): print(times)\n",
+            "from fractions import *\n\n\ndef extra(times: int = int(Fraction(1))): print(times)\n",
+            "FIRST = int('1')\n\n\ndef extra(times: int = FIRST): print(times)\n",
+            "class Box: pass\n\n\nBox.first = 1\n\n\ndef extra(times: int = Box.first): print(times)\n",
+            "import colorsys, kvpolicy\n\n\ndef extra(times: int = len(kvpolicy.RECIPES) - 20): print(times)\n",
+            "from kvpolicy import RECIPES\n\n\ndef extra(times: int = len(RECIPES) - 20): print(times)\n",
+            "class Made:\n    def __call__(self, times: int = 1): print(times)\n\n\nextra = Made().__call__\n",
+        ],
+    )
+    def test_whose_source_does_not_say_them_is_imported(self, source: str, install, monkeypatch) -> None:
+        monkeypatch.delitem(sys.modules, "plug_whole", raising=False)
+        install("plug_whole", source)
+        assert run("extra", "--times", "2")[:2] == (0, "2\n")
         assert "--times" in run("extra", "--help")[1]
 
     def test_help_reads_the_summary_without_importing(self, install) -> None:
@@ -244,13 +314,21 @@ class TestPlugins:
         assert run("extra")[:2] == (0, "bare\n")
 
     def test_missing_dependency_says_what_to_install(self, install) -> None:
-        install("plug_poor", 'import no_such_library\n\n\ndef extra() -> None:\n    """Need much."""\n')
-        code, out, err = run("extra", "--some-option", "3")
+        install("plug_poor", 'import no_such_library\n\n\ndef extra(some: int = 1) -> None:\n    """Need much."""\n')
+        assert run("extra", "--some", "x")[0] == 2
+        assert "Need much." in run("extra", "--help")[1]
+        code, out, err = run("extra", "--some", "3")
         assert code == 1
         assert out == ""
         assert "No module named 'no_such_library'" in words(err)
         assert "pip install plug_poor" in words(err)
         assert run("policies")[0] == 0  # the rest of the command line still works
+
+    def test_missing_dependency_where_even_the_options_need_it(self, install) -> None:
+        install("plug_poorer", "import no_such_library\n\n\ndef extra(some: int = no_such_library.some): pass\n")
+        code, out, err = run("extra", "--some-option", "3")
+        assert (code, out) == (1, "")
+        assert "pip install plug_poorer" in words(err)
 
     def test_missing_dependency_names_the_extra_of_the_distribution(self) -> None:
         demo = _plugins.installed()["demo"]

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from kvpolicy._errors import BackendUnavailableError, CacheError, PlanError
+from kvpolicy._plan import Plan
 from kvpolicy._protocols import Backend, Store
-from kvpolicy._types import CacheView, Column, Phase, Plan, Rows, Step
+from kvpolicy._step import Phase, Step
+from kvpolicy._types import CacheView, Column, Rows
 from kvpolicy.backends.numpy import NumpyBackend
 
 Arr = np.ndarray[Any, np.dtype[Any]]

@@ -341,15 +341,15 @@ def test_a_prompt_whose_rows_are_not_counted_again(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_column_that_is_summed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvpolicy.backends.torch import _Folding
+    from kvpolicy.backends._torch_compaction import Folding
 
-    column = _Folding.column
+    column = Folding.column
 
-    def twice(self: _Folding, whole: Column, survivors: Column) -> Column:
+    def twice(self: Folding, whole: Column, survivors: Column) -> Column:
         once = column(self, whole, survivors)
         return replace(once, data=2 * once.data - survivors.data) if whole.on_merge == "sum" else once
 
-    monkeypatch.setattr(_Folding, "column", twice)
+    monkeypatch.setattr(Folding, "column", twice)
     policy = COMPOSED["nearest"]
     replay(policy, Trace(ops=(Prefill(2), Decode())))  # nothing has folded yet
     found = broken(policy, Trace(ops=(Prefill(6),), seed=1))

@@ -2,6 +2,7 @@
 
 result = evaluate("demo", tasks=["photo-where"], policies=["h2o", "my_module:MyScorer"], keeps=[0.5, 0.2])
 print(summarise(result.rows))
+write(result, "results")        # the tables, charts and the report that `kvpolicy eval` writes
 """
 
 from .arms import Arm, arms_of
@@ -11,6 +12,7 @@ from .subject import Part, Subject
 from .summary import compare, pareto, summarise
 from .task import Sample, Task
 from .tasks import TASKS
+from .write import write
 
 __all__ = [
     "TASKS",
@@ -26,4 +28,5 @@ __all__ = [
     "evaluate",
     "pareto",
     "summarise",
+    "write",
 ]

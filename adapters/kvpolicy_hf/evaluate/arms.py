@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from kvpolicy import (
-    KeepRatio,
-    Pipeline,
-    Policy,
-    TopK,
-    catalogue,
-    from_json,
-    from_target,
-    from_toml,
-    full,
-)
+from kvpolicy import Policy, catalogue, full
 
+from ..simulate.named import check_keep, is_file, policy_of
 from .errors import EvaluationError
 
 __all__ = ["FULL", "Arm", "arms_of"]
 
-RECENT = 0.5  # of the budget of a scorer that comes without a policy
 _OTHER = 0.625  # a budget that nobody asked for: what is the same at it has a budget of its own
 
 
@@ -57,13 +46,13 @@ def arms_of(policies: Sequence[str | Arm] | Mapping[str, object] | None, keeps: 
         keeps: the budgets, shares in (0, 1]. A policy that names its own is one arm.
 
     Raises:
-        PolicyError: for a name that is not there, arguments that it refuses, a budget out of range.
-        EvaluationError: if there is no budget, one is given twice, two policies have one label, or one is none.
+        PolicyError: for a name that is not there, arguments that it refuses, what is no policy, a budget out of range.
+        EvaluationError: if there is no budget, one is given twice, two policies have one label, or one has none.
     """
     if not keeps:
         raise EvaluationError("keeps is empty: there is no budget to evaluate at. Hint: keeps=[0.5, 0.2].")
     for keep in keeps:
-        KeepRatio(keep)
+        check_keep(keep)
     if policies is None:
         policies = [name for name in catalogue(keep=keeps[0]) if name != "full"]
     asked = list(policies.items()) if isinstance(policies, Mapping) else [(_label(one), one) for one in policies]
@@ -87,8 +76,8 @@ def _at(label: str, target: object, keeps: Sequence[float]) -> list[Arm]:
         return [target]
     if target == "full":
         return [FULL]
-    made = [_policy(label, target, keep) for keep in keeps]
-    if made[0] == _policy(label, target, _OTHER):
+    made = [policy_of(label, target, keep) for keep in keeps]
+    if made[0] == policy_of(label, target, _OTHER):
         return [Arm(label, None, made[0])]
     return [Arm(label, keep, policy) for keep, policy in zip(keeps, made, strict=True)]
 
@@ -98,31 +87,4 @@ def _label(target: object) -> str:
         return target.label
     if not isinstance(target, str):
         raise EvaluationError(f"policies: {target!r} has no label. Hint: policies={{'mine': {target!r}}} gives it one.")
-    return Path(target).stem if _is_file(target) else target.partition(":")[2] or target
-
-
-def _policy(label: str, target: object, keep: float) -> Policy:
-    if isinstance(target, str) and _is_file(target):
-        try:
-            text = Path(target).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise EvaluationError(f"policy {target!r} cannot be read: {error}.") from error
-        return from_json(text) if target.endswith(".json") else from_toml(text)
-    made: Any = from_target(target, keep=keep) if isinstance(target, str) else target
-    if isinstance(made, type):
-        made = made()
-    if callable(getattr(made, "score", None)):
-        pipeline = Pipeline(schedule=KeepRatio(keep), score=made, select=TopK(recent=RECENT))
-        return Policy(prefill=pipeline, decode=pipeline)
-    if callable(made):
-        made = made(keep=keep)
-    if isinstance(made, Policy):
-        return made
-    raise EvaluationError(
-        f"policy {label!r} is a {type(made).__name__}, neither a policy nor a scorer. "
-        f"Hint: a function of keep that makes the policy."
-    )
-
-
-def _is_file(target: str) -> bool:
-    return target.endswith((".json", ".toml"))
+    return Path(target).stem if is_file(target) else target.partition(":")[2] or target

@@ -16,7 +16,7 @@ from ..loading.threads import fit_threads
 from .arms import FULL, arms_of
 from .notes import notes_of
 from .processes import Processes
-from .progress import Lines
+from .progress import shown_on
 from .retained import draw_retained
 from .run import evaluate, subject_of
 from .tables import failures_table, quality_table
@@ -90,7 +90,6 @@ def evaluate_command(
         tasks = tasks_of(task, subject)
         bar.begin("measuring")
         console, errors = Console(), Console(stderr=True, soft_wrap=True)
-        show = bar.show if errors.is_terminal or not Processes().first else Lines(errors.print).show
         result = evaluate(
             subject,
             tasks=tasks,
@@ -100,7 +99,7 @@ def evaluate_command(
             records=records,
             seed=seed,
             out=out,
-            done=partial(show, "measuring"),
+            done=partial(shown_on(errors, bar), "measuring"),
         )
         if not Processes().first:
             return
@@ -114,7 +113,7 @@ def evaluate_command(
         name, first = next(iter(tasks.items()))
         sample = first.samples(subject, samples, seed)[0]
         retained = draw_retained(subject, f"sample 0 of {name}", sample, arms)
-        summary = write(result, out, tasks=tasks, arms=arms, highlight=own, retained=retained)
+        summary = write(result, out, highlight=own, retained=retained)
     console.print(quality_table(summary))
     for note in notes_of(result.rows, summary, arms):
         console.print(Text(note))

@@ -9,8 +9,10 @@ import polars as pl
 from kvpolicy import WindowMass
 
 from .arms import Arm
+from .chance import CONTROL, no_better_than_chance
 from .code import parts_of
 from .definitions import ALL, BASELINE
+from .summary import pareto
 from .texts import at_text, budget_text
 
 __all__ = ["notes_of"]
@@ -21,8 +23,8 @@ MUCH = 1.25  # times the budget, and what storage grows by
 def notes_of(rows: pl.DataFrame, summary: pl.DataFrame, arms: Iterable[Arm]) -> list[str]:
     """Notes on a summary, one sentence or two each.
 
-    They say that storage is larger than what it holds, which policies hold far more than they were asked to, and which
-    keep a window that is more than their budget.
+    They say that storage is larger than what it holds, which policies hold far more than they were asked to, which
+    keep a window that is more than their budget, and which nobody beats that are no better than chance.
 
     Args:
         rows: of the evaluation.
@@ -53,7 +55,7 @@ def notes_of(rows: pl.DataFrame, summary: pl.DataFrame, arms: Iterable[Arm]) -> 
             f"More bytes than asked for: {', '.join(much)}. A policy of the prompt alone lets everything stay that is "
             f"generated; protected rows count, too, and so does the room that uneven layers and heads leave."
         )
-    return notes + _windows(rows, arms)
+    return notes + _windows(rows, arms) + _chance(rows, summary)
 
 
 def _windows(rows: pl.DataFrame, arms: Iterable[Arm]) -> list[str]:
@@ -71,6 +73,23 @@ def _windows(rows: pl.DataFrame, arms: Iterable[Arm]) -> list[str]:
         f"takes all that {_listed(labels)} may keep: the newest rows stay, and no score decides. "
         f"Hint: a smaller window, as in 'snapkv(window=8)', or longer prompts."
         for (window, keep), labels in found.items()
+    ]
+
+
+def _chance(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
+    """Which policies are on the front for their few bytes alone."""
+    if summary.filter(pl.col("task") == ALL, pl.col("metric") == "quality").is_empty():
+        return []
+    found = [
+        f"{policy} {at_text(keep)}"
+        for policy, keep in no_better_than_chance(rows, pareto(summary))
+        if policy != CONTROL
+    ]
+    if not found:
+        return []
+    return [
+        f"On the Pareto front for few bytes alone, and so not marked in the report: {', '.join(found)}. Nothing shows "
+        f"that quality is better there than that of random rows at the same budget."
     ]
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from .chance import no_better_than_chance
 from .definitions import ALL, BASELINE, METRICS
 from .errors import EvaluationError
 from .measured import arm_name
 from .report_examples import choose_examples
 from .report_tables import headline, task_tables
+from .summary import pareto
 
 __all__ = ["write_report"]
 
@@ -64,7 +66,7 @@ def write_report(
         title=title,
         size=_size(rows),
         provenance=list(provenance.items()),
-        headline=headline(summary),
+        headline=headline(summary, no_better_than_chance(rows, pareto(summary))),
         incomplete=_incomplete(summary),
         notes=notes,
         pictures=[(caption, base64.b64encode(data).decode("ascii")) for caption, data in pictures],

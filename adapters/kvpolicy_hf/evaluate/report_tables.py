@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
@@ -60,14 +60,18 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
 
-def headline(summary: pl.DataFrame) -> Table:
+def headline(summary: pl.DataFrame, unmarked: Collection[Arm] = ()) -> Table:
     """The means over tasks: quality, its difference to ``full``, bytes, perplexity, ROUGE-L and time of every arm.
+
+    Args:
+        summary: of `summarise`.
+        unmarked: arms that are not marked as being on the front, though they may be.
 
     Raises:
         EvaluationError: if there is no quality over all tasks.
     """
     of_all = summary.filter(pl.col("task") == ALL)
-    front = set(pareto(summary).select("policy", "keep").rows())
+    front = set(pareto(summary).select("policy", "keep").rows()).difference(unmarked)
     shown = [METRICS[name] for name in NARROW if name in of_all["metric"].unique()]
     quality = METRICS["quality"]
     rows = []

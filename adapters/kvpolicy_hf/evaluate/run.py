@@ -33,12 +33,16 @@ class Evaluation:
         rows: one for each sample under each arm; the columns are those of ``columns.py``.
         failures: task, label, budget and reason of each arm that does not fit a task or the model: it has no rows.
         conditions: model, versions, machine and settings.
+        tasks: by name.
+        arms: the full cache first.
         others: labels of further policies that ``out`` holds rows of, from calls that asked for them.
     """
 
     rows: pl.DataFrame
     failures: tuple[tuple[str, str, float | None, str], ...]
     conditions: Mapping[str, str]
+    tasks: Mapping[str, Task]
+    arms: tuple[Arm, ...]
     others: tuple[str, ...] = ()
 
 
@@ -109,7 +113,7 @@ def evaluate(
             one.forget()
         processes.wait()
         ledger.read()
-        return _collected(batches, arms, ledger, about)
+        return _collected(batches, named, arms, ledger, about)
 
 
 def subject_of(model: str | Path) -> Subject:
@@ -120,11 +124,13 @@ def subject_of(model: str | Path) -> Subject:
     return Subject(loaded, processor, Path(str(model)).name)
 
 
-def _collected(batches: Sequence[Batch], arms: Sequence[Arm], ledger: Ledger, about: Mapping[str, str]) -> Evaluation:
+def _collected(
+    batches: Sequence[Batch], tasks: Mapping[str, Task], arms: tuple[Arm, ...], ledger: Ledger, about: Mapping[str, str]
+) -> Evaluation:
     """What the ledger has of these batches under these arms; an arm that failed on one batch of a task has no rows."""
     rows: list[dict[str, Any]] = []
     failures = []
-    for name in dict.fromkeys(batch.name for batch in batches):
+    for name in tasks:
         for arm in arms:
             units = [ledger.done[batch.unit(arm)] for batch in batches if batch.name == name]
             reasons = [unit["failure"] for unit in units if "failure" in unit]
@@ -134,4 +140,5 @@ def _collected(batches: Sequence[Batch], arms: Sequence[Arm], ledger: Ledger, ab
                 rows += [row for unit in units for row in unit["rows"]]
     known = dict.fromkeys(row["policy"] for unit in ledger.done.values() for row in unit["rows"])
     asked = {arm.label for arm in arms}
-    return Evaluation(frame_of(rows), tuple(failures), dict(about), tuple(one for one in known if one not in asked))
+    others = tuple(one for one in known if one not in asked)
+    return Evaluation(frame_of(rows), tuple(failures), dict(about), dict(tasks), arms, others)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -10,11 +10,11 @@ import polars as pl
 
 from .arms import Arm
 from .charts import draw_charts
+from .errors import EvaluationError
 from .notes import notes_of
 from .report import write_report
 from .run import Evaluation
 from .summary import summarise
-from .task import Task
 
 __all__ = ["write"]
 
@@ -23,25 +23,28 @@ def write(
     result: Evaluation,
     out: str | Path,
     *,
-    tasks: Mapping[str, Task],
-    arms: Sequence[Arm],
     highlight: Sequence[str] = (),
     retained: Sequence[tuple[str, bytes]] = (),
 ) -> pl.DataFrame:
-    """Write ``rows.csv``, ``rows.parquet``, ``summary.csv``, the charts as PNG and ``report.html``.
+    """Write what `kvpolicy eval` writes: ``rows.csv``, ``rows.parquet``, ``summary.csv``, charts and ``report.html``.
 
     Args:
         result: what was measured.
-        out: a folder that is there.
-        tasks: by name, for the report.
-        arms: what was measured, likewise.
+        out: a folder, which is made where there is none. Files of these names in it are replaced.
         highlight: policies that stand out in charts; with none, those that nothing beats.
-        retained: further pictures with their captions, as `draw_retained` makes them.
+        retained: further pictures, PNGs with their captions; the command's are of what policies keep of one prompt.
 
     Returns:
         The summary.
+
+    Raises:
+        EvaluationError: if there can be no such folder.
     """
     folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"out={str(out)!r} cannot be a folder: {error}.") from error
     result.rows.write_csv(folder / "rows.csv")
     result.rows.write_parquet(folder / "rows.parquet")
     summary = summarise(result.rows)
@@ -55,12 +58,12 @@ def write(
         title=f"KV-cache policies on {result.conditions['model']}",
         rows=result.rows,
         summary=summary,
-        notes=notes_of(result.rows, summary, arms),
+        notes=notes_of(result.rows, summary, result.arms),
         provenance={
             **result.conditions,
             "date": str(date.today()),
-            **{f"task {name}": repr(task) for name, task in tasks.items()},
-            **{_title(arm): repr(arm.policy) for arm in arms},
+            **{f"task {name}": repr(task) for name, task in result.tasks.items()},
+            **{_title(arm): repr(arm.policy) for arm in result.arms},
             **failures,
         },
         pictures=pictures,

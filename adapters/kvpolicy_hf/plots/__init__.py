@@ -2,7 +2,7 @@
 
 watch = Watch()
 cache = PolicyCache(model, kvpolicy.h2o(keep=0.3), inputs=inputs, listen=watch)
-model.generate(**inputs, past_key_values=cache)
+model.generate(**inputs, cache=cache)
 tokens_by_layers(watch.history(cache.report())).savefig("h2o.png")
 
 Every function returns a matplotlib `Figure`, which is not pyplot's: save it with ``savefig``.

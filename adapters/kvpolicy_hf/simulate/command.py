@@ -46,7 +46,8 @@ def simulate(
     policies: Annotated[
         str | None,
         typer.Option(
-            help="Recipes, with arguments if you like, between commas.",
+            help="Recipes, with arguments if you like, files of policies, or module:Name of policies or scorers of "
+            "your own, between commas.",
             show_default="every recipe that needs no more than a budget",
             metavar="NAME, NAME(ARG=VALUE) ...",
         ),
@@ -64,7 +65,7 @@ def simulate(
         kvpolicy simulate --record demo.safetensors
 
         kvpolicy simulate demo.safetensors --keep 0.5 \
-            --policies "h2o, elastic_cache(last=8)"
+            --policies "h2o, elastic_cache(last=8), my_module:MyScorer"
     """
     if (path is None) == (record is None):
         raise typer.BadParameter("give either a RECORD to replay, or --record FILE to make one.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ast
+import re
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from kvpolicy import KeepRatio, KVPolicyError, Policy, PolicyError, catalogue, from_text
+from kvpolicy import KeepRatio, KVPolicyError, Policy, PolicyError, catalogue
 
 from .clairvoyant import clairvoyant
+from .named import check_keep, policy_of
 from .record import Record
 from .replay import Replay, replay
 
@@ -16,23 +17,26 @@ __all__ = ["BOUNDS", "Results", "choose", "compare"]
 
 BOUNDS = BOUND, BOUND_ONCE = ("clairvoyant", "clairvoyant, prompt only")
 
+QUOTED_OR_MARK = re.compile(r"""'[^']*'|"[^"]*"|#[^\n]*|[\[\](){},]""")  # or a comment
+OPENING, CLOSING = "[({", "])}"
+
 Results: TypeAlias = Mapping[str, Replay | KVPolicyError]  # by policy; an error where it cannot be replayed
 
 
 def choose(names: str | None, keep: float) -> dict[str, Policy]:
-    """The policies of a list such as ``"h2o, elastic_cache(last=8, rows=64)"`` at this budget.
+    """The policies of a list such as ``"h2o, elastic_cache(last=8, rows=64), my_module:MyScorer"`` at this budget.
 
     Args:
-        names: recipes or calls of them, between commas; None: every recipe that needs no more than a budget.
+        names: names as `policy_of` takes them, between commas; None: every recipe that needs no more than a budget.
         keep: the budget of those that name none.
 
     Raises:
-        PolicyError: for a name that is no recipe, arguments that it refuses, or a budget out of range.
+        PolicyError: for a name that is not there, arguments that it refuses, or a budget out of range.
     """
-    KeepRatio(keep)  # out of range it is refused, also where every name has a budget of its own
+    check_keep(keep)  # out of range it is refused, also where every name has a budget of its own
     if names is None:
         return dict(catalogue(keep=keep))
-    return {part: from_text(part, keep=keep) for part in _split(names)}
+    return {part: policy_of(part, part, keep) for part in _split(names)}
 
 
 def compare(
@@ -62,14 +66,18 @@ def compare(
 
 
 def _split(names: str) -> list[str]:
-    """What stands between the commas that are not inside brackets."""
-    text = f"[{names}]"
-    try:
-        node = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: brackets without end
-        node = None
-    if not isinstance(node, ast.List) or not node.elts:
+    """What stands between the commas that are not inside brackets or quotes; one more at the end is no harm."""
+    parts, start, depth = [], 0, 0
+    for found in QUOTED_OR_MARK.finditer(names):
+        mark = found[0]
+        depth += (mark in OPENING) - (mark in CLOSING)
+        if mark == "," and not depth:
+            parts.append(names[start : found.start()].strip())
+            start = found.end()
+    last = names[start:].strip()
+    parts += [last] if last or not parts else []
+    if depth or not all(parts):
         raise PolicyError(
-            f"policies {names[:200]!r} are no list of recipes or calls of them. Hint: 'h2o, elastic_cache(last=8)'."
+            f"policies {names[:200]!r} are no list of policies. Hint: 'h2o, elastic_cache(last=8), my_module:MyScorer'."
         )
-    return [ast.get_source_segment(text, part) or "" for part in node.elts]
+    return parts

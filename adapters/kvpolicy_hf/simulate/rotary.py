@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kvpolicy import Rotate
 
-from .._transformers import PreTrainedModel, rotary_parts
+from .._transformers import PreTrainedModel
+from .._transformers.rotary import rotary_parts
 from ..rotary import rotation as rotation_of
 
 __all__ = ["frequencies", "rotation"]

@@ -14,8 +14,10 @@ from rich.text import Text
 from transformers.utils import logging
 
 from .._progress import progress_bar
+from ..evaluate.progress import shown_on
 from ..evaluate.run import subject_of
 from ..loading.threads import fit_threads
+from ..simulate.named import check_keep
 from .search import Tuned
 from .search import tune as search
 
@@ -60,6 +62,7 @@ def tune(
 
         kvpolicy tune demo --task photo-where --trials 50 --candidates 9
     """
+    check_keep(keep)  # before the model is loaded: what the user gave may be wrong
     logging.disable_progress_bar()
     with progress_bar("loading the model") as bar:
         subject = subject_of(model)
@@ -77,7 +80,7 @@ def tune(
             records=records,
             test=test,
             seed=seed,
-            done=bar.show,
+            done=shown_on(Console(stderr=True, soft_wrap=True), bar),
         )
     console = Console()
     console.print(_last_round(found))

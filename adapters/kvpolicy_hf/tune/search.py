@@ -24,6 +24,7 @@ from ..evaluate import Arm, EvaluationError, Subject, Task, compare, evaluate, p
 from ..evaluate.run import Evaluation, subject_of
 from ..evaluate.tasks import tasks_of
 from ..simulate import Record, replay
+from ..simulate.named import check_keep
 from .records import records_of
 from .space import starts, suggest
 
@@ -110,8 +111,10 @@ def tune(
         done: called with what is going on, and how much of it is done.
 
     Raises:
-        EvaluationError: if an argument is wrong, or no composition can be run.
+        PolicyError: for a budget out of range, or a name that is no recipe.
+        EvaluationError: if another argument is wrong, or no composition can be run.
     """
+    check_keep(keep)
     numbers = (("trials", trials), ("candidates", candidates), ("samples", samples), ("rounds", rounds))
     if type(answered) is not int or answered < 0:
         raise EvaluationError(f"tune(answered={answered!r}): answered must be an integer >= 0.")

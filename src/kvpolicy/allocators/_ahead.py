@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .._plan import Scored
 from .._protocols import Ahead
-from .._types import Counts, HeadCounts, Scored, Step
+from .._step import Step
+from .._types import Counts, HeadCounts
 
 __all__ = ["quotas_ahead"]
 

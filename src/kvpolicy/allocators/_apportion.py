@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .._types import Counts, HeadCounts, Scored
+from .._plan import Scored
+from .._types import Counts, HeadCounts
 
 __all__ = ["Weights", "apportion", "per_layer"]
 
@@ -57,6 +58,6 @@ def per_layer(
     most = np.stack([rows.max(axis=1) for rows in held], axis=1)
     total = budget * len(layers)
     plenty = (most.sum(axis=1) <= total)[:, None]
-    rows = apportion(np.where(plenty, 1.0, weights), total, np.where(plenty, np.maximum(most, total[:, None]), most))
+    rows = apportion(np.where(plenty, 1.0, weights), total, np.where(plenty, total[:, None], most))
     rows = np.where(plenty, budget[:, None], rows)
     return [np.repeat(rows[:, n, None], heads.shape[1], axis=1) for n, heads in enumerate(held)]

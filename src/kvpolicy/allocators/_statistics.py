@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._types import Array, Scored
+from .._plan import Scored
+from .._types import Array
 
 __all__ = ["moments", "usable"]
 

@@ -10,9 +10,11 @@ import numpy as np
 
 from .._check import check_share
 from .._heads import all_rows
+from .._plan import Scored
 from .._protocols import Allocator
 from .._repr import constructor_repr
-from .._types import Counts, HeadCounts, Quota, Scored, Step
+from .._step import Step
+from .._types import Counts, HeadCounts, Quota
 from ._apportion import apportion
 
 __all__ = ["AdaptiveHeads"]

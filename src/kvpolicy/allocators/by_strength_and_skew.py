@@ -9,10 +9,12 @@ from typing import Any, final
 import numpy as np
 
 from .._heads import all_rows
+from .._plan import Scored
 from .._protocols import Allocator
 from .._repr import constructor_repr
+from .._step import Step
 from .._tokens import numbered
-from .._types import TEXT, Array, Counts, Quota, Scored, Step
+from .._types import TEXT, Array, Counts, Quota
 from ._apportion import per_layer
 from ._statistics import moments, usable
 

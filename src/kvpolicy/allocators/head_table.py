@@ -10,9 +10,11 @@ import numpy as np
 
 from .._check import check_number
 from .._errors import PolicyError
+from .._plan import Scored
 from .._protocols import Ahead, Allocator
 from .._repr import constructor_repr
-from .._types import Counts, HeadCounts, Quota, Scored, Step
+from .._step import Step
+from .._types import Counts, HeadCounts, Quota
 from ._ahead import quotas_ahead
 from ._apportion import apportion
 

@@ -10,9 +10,11 @@ import numpy as np
 
 from .._check import check_stage
 from .._errors import PolicyError
+from .._plan import Scored
 from .._protocols import Allocator
 from .._repr import constructor_repr
-from .._types import Counts, Quota, Scored, Step
+from .._step import Step
+from .._types import Counts, Quota
 
 __all__ = ["Nested"]
 

@@ -9,9 +9,11 @@ from typing import final
 import numpy as np
 
 from .._check import check_count, check_number
+from .._plan import Scored
 from .._protocols import Ahead, Allocator
 from .._repr import constructor_repr
-from .._types import Counts, HeadCounts, Quota, Scored, Step
+from .._step import Step
+from .._types import Counts, HeadCounts, Quota
 from ._ahead import quotas_ahead
 from ._apportion import apportion
 

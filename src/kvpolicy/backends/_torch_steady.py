@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .._errors import CacheError
-from .._types import CacheView, Column, HeadCounts, Plan
+from .._plan import Plan
+from .._types import CacheView, Column, HeadCounts
 from ._torch_vectors import Ragged, Vectors, laid_out, widened
 
 __all__ = ["SteadyTable"]

@@ -11,40 +11,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .._errors import CacheError
+from .._plan import Plan
 from .._protocols import Store
-from .._types import EMPTY, Array, CacheView, Column, HeadCounts, Plan, Rows
-from ._torch_vectors import Block, Ragged, Vectors, laid_out, slots_for, widened
+from .._types import EMPTY, Array, CacheView, Column, HeadCounts, Rows
+from ._torch_table import StoredTable, as_table, borrow, own
+from ._torch_vectors import Block, slots_for, widened
 
-__all__ = ["StoredTable", "TorchStore"]
-
-
-@dataclass(slots=True)
-class StoredTable:
-    """The physical table. Scalars are [B, H, width], where the width is the room of the roomiest head.
-
-    The first ``used`` slots make up the view.
-    """
-
-    keys: Vectors
-    values: Vectors
-    positions: Tensor
-    valid: Tensor
-    columns: dict[str, Column]
-    used: int
-    borrowed: bool = False  # keys and values belong to the model
-    rank: Tensor | None = None  # int64 [B, 1, S], of a table in which nothing has moved yet
-
-    @property
-    def width(self) -> int:
-        return int(self.positions.shape[-1])
+__all__ = ["TorchStore"]
 
 
 @final
@@ -86,14 +66,8 @@ class TorchStore(Store):
         return 0 if self._table is None else self._table.used
 
     def nbytes(self) -> tuple[int, int]:
-        """Bytes of the tensors held: keys and values; positions, validity, columns and where ragged heads begin."""
-        if (table := self._table) is None:
-            return 0, 0
-        scalars = [table.positions, table.valid, *(column.data for column in table.columns.values())]
-        scalars += [] if table.rank is None else [table.rank]
-        for vectors in (table.keys, table.values):
-            scalars += [vectors.base, vectors.length] if isinstance(vectors, Ragged) else []
-        return table.keys.data.nbytes + table.values.data.nbytes, sum(tensor.nbytes for tensor in scalars)
+        """Bytes of the tensors held: keys and values, and all that is known of their rows."""
+        return (0, 0) if self._table is None else self._table.nbytes()
 
     def append(self, rows: Rows, /, *, limit: int | None = None) -> CacheView:
         """Borrow the first rows; write later ones behind the table, a single one into a free slot if there is any."""
@@ -101,7 +75,7 @@ class TorchStore(Store):
             self._limit = limit
             count = int(rows.positions.shape[-1])
             if self._table is None:
-                self._table = _borrow(rows)
+                self._table = borrow(rows)
                 self._held = np.zeros(tuple(rows.keys.shape[:2]), np.int64)
             elif count > 1:
                 self._extend(count)
@@ -109,7 +83,7 @@ class TorchStore(Store):
             else:
                 self._make_room(1)
                 if self._put_one is None or not self._put_one(self._filled(), rows):
-                    self._scatter(_as_table(rows, self._held.shape[1]))
+                    self._scatter(as_table(rows, self._held.shape[1]))
             self._held = self._held + count
             return self.view()
 
@@ -118,7 +92,7 @@ class TorchStore(Store):
         with _normal_tensors():
             if self._table is None:
                 home = _home(rows, self._on_host)
-                self._table = _own(home, count + 1)
+                self._table = own(home, count + 1)
                 self._held = count
             else:
                 self._make_room(int(rows.shape[2]))
@@ -173,7 +147,7 @@ class TorchStore(Store):
                 view = self.view()
                 view = self._compact(view, plan, min(int(wanted.max()), view.shape[2]))
                 self._registers = view.registers
-                self._table = _own(view, wanted, fresh=True)
+                self._table = own(view, wanted, fresh=True)
                 self._table.used = int(kept.max())
             self._held = kept
 
@@ -185,7 +159,7 @@ class TorchStore(Store):
             index = torch.as_tensor(index, device=table.positions.device)
             chosen = index.cpu().numpy()
             view, room = self.view(), table.keys.room[chosen]
-            self._table = _own(
+            self._table = own(
                 replace(
                     view,
                     keys=view.keys.index_select(0, index.to(view.keys.device)),
@@ -241,7 +215,7 @@ class TorchStore(Store):
 
     def _grow(self, room: HeadCounts) -> None:
         table = self._filled()
-        grown = _own(self.view(), room)
+        grown = own(self.view(), room)
         grown.used = table.used
         self._table = grown
 
@@ -250,7 +224,7 @@ class TorchStore(Store):
         table = self._filled()
         count = int(rows.positions.shape[-1])
         first = torch.arange(table.used - count, table.used, device=table.positions.device)
-        self._put(_as_table(rows, self._held.shape[1]), first.expand(*self._held.shape, count))
+        table.put(as_table(rows, self._held.shape[1]), first.expand(*self._held.shape, count))
 
     def _scatter(self, rows: CacheView) -> None:
         """Into the first free slots of each head, which has made room for them before where its own slots end."""
@@ -260,22 +234,7 @@ class TorchStore(Store):
             slots = (~taken).to(torch.uint8).argmax(-1, keepdim=True)
         else:
             slots = taken.to(torch.uint8).argsort(dim=-1, stable=True)[..., : rows.shape[2]]
-        self._put(rows, slots)
-
-    def _put(self, rows: CacheView, slots: Tensor) -> None:
-        """Rows with their scalars into these slots, [B, H, R]."""
-        table = self._filled()
-        table.keys.write(slots, rows.keys)
-        table.values.write(slots, rows.values)
-        table.positions.scatter_(-1, slots, rows.positions)
-        table.valid.scatter_(-1, slots, rows.valid)
-        for name in {**table.columns, **rows.columns}:
-            if name not in table.columns:  # a column that these rows are the first to bring: zero for all the others
-                new = rows.columns[name]
-                table.columns[name] = replace(new, data=new.data.new_zeros(table.positions.shape))
-            room = table.columns[name].data
-            data = rows.columns[name].data if name in rows.columns else torch.zeros_like(slots)
-            room.scatter_(-1, slots, data.to(room.dtype))
+        table.put(rows, slots)
 
 
 def _normal_tensors() -> torch.inference_mode:
@@ -286,61 +245,5 @@ def _normal_tensors() -> torch.inference_mode:
     return torch.inference_mode(False)
 
 
-def _as_table(rows: Rows, heads: int) -> CacheView:
-    """New rows with the same scalars for every head; each stands for one token."""
-    shape = (rows.keys.shape[0], heads, rows.positions.shape[-1])
-    columns = {name: Column(data[:, None].expand(shape)) for name, data in rows.columns.items()}
-    columns["count"] = Column(rows.valid[:, None].expand(shape).float(), on_merge="sum")
-    return CacheView(
-        keys=rows.keys,
-        values=rows.values,
-        positions=rows.positions[:, None].expand(shape),
-        valid=rows.valid[:, None].expand(shape),
-        columns=columns,
-    )
-
-
-def _borrow(rows: Rows) -> StoredTable:
-    view = _as_table(rows, int(rows.keys.shape[1]))
-    return StoredTable(
-        keys=Block(view.keys),
-        values=Block(view.values),
-        positions=view.positions.clone(),  # all layers share rows.positions: never write there
-        valid=view.valid.clone(),
-        columns={name: replace(column, data=column.data.clone()) for name, column in view.columns.items()},
-        used=view.shape[2],
-        borrowed=True,
-        rank=_in_order(rows.valid)[:, None],
-    )
-
-
-def _in_order(valid: Tensor) -> Tensor:
-    """int64 [B, S]: ranks of rows that stand in order of arrival."""
-    return torch.where(valid, valid.cumsum(-1) - 1, valid.shape[-1])
-
-
 def _home(rows: CacheView, on_host: bool) -> CacheView:
     return replace(rows, keys=rows.keys.cpu(), values=rows.values.cpu()) if on_host else rows
-
-
-def _own(view: CacheView, room: HeadCounts, *, fresh: bool = False) -> StoredTable:
-    """A storage for the rows of a view, with this much room for each head; a ``fresh`` view that fits becomes it."""
-    width = int(room.max())
-    if fresh and view.shape[2] == width and slots_for(room) == room.size * width:
-        keys: Vectors = Block(view.keys)
-        values: Vectors = Block(view.values)
-    else:
-        keys, values = laid_out(view.keys, room), laid_out(view.values, room)
-    width = int(keys.room.max())
-
-    def fitted(data: Tensor, empty: int) -> Tensor:
-        return data if fresh and data.shape[-1] == width else widened(data, width, empty)
-
-    return StoredTable(
-        keys=keys,
-        values=values,
-        positions=fitted(view.positions, -1),
-        valid=fitted(view.valid, 0),
-        columns={name: replace(c, data=fitted(c.data, 0)) for name, c in view.columns.items()},
-        used=min(width, view.shape[2]),
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from .._ends import between
+from .._plan import Plan
 from .._protocols import Backend
-from .._types import CacheView, Column, HeadCounts, KeepMask, Plan, Quota, Scores, Step
+from .._step import Step
+from .._types import CacheView, HeadCounts, KeepMask, Quota, Scores
+from ._torch_compaction import compacted, pick
+from ._torch_mass import column_mass
 from ._torch_steady import SteadyTable
 from ._torch_store import TorchStore
 
@@ -70,53 +74,11 @@ class TorchBackend(Backend):
         group: Literal["mean", "max"] = "mean",
         above: float | None = None,
     ) -> Scores:
-        """Exact column sums by a second pass over the logits, a chunk of queries at a time.
-
-        Rows of a whole pass stand at the end of the table in order, so a chunk only meets the rows that its last query
-        can see; other queries, and a single one, may see rows anywhere.
-        """
+        """Exact column sums by a second pass over the logits, a chunk of queries at a time."""
         if step.shares is not None and group == "mean" and above is None:
             told: Tensor = step.shares  # by the attention itself
             return told if weights is None else told * weights[:, None].to(told.dtype)
-        batch, heads, rows = view.shape
-        queries, sees, counted = step.queries, step.asked.sees, step.query_valid
-        total = queries.shape[2]
-        in_order = step.whole_pass and total > 1 and step.query_reach is None
-        dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
-        keys = view.keys.to(dtype).transpose(-1, -2)
-        queries = queries.reshape(batch, heads, queries.shape[1] // heads, total, queries.shape[-1])
-        bias = _log_count(view, dtype) if step.count_bias else None
-        sinks = None if step.sinks is None else step.sinks.to(dtype).reshape(1, heads, -1, 1, 1)
-        room = torch.empty if total == 1 else torch.zeros  # what a single query pays needs no adding up
-        mass = room(batch, heads, queries.shape[2], rows, dtype=dtype, device=queries.device)
-        chunk = max(1, self.chunk_elements // max(1, batch * heads * queries.shape[2] * rows))
-        for start in range(0, total, chunk):
-            stop = min(start + chunk, total)
-            seen = rows - total + stop if in_order else rows
-            asked = queries[..., start:stop, :].to(dtype) * step.scale
-            # Query heads that share keys are laid side by side: broadcasting the keys over them would copy the keys.
-            logits = (asked.flatten(2, 3) @ keys[..., :seen]).unflatten(2, asked.shape[2:4])
-            if step.softcap is not None:
-                logits.div_(step.softcap).tanh_().mul_(step.softcap)
-            if bias is not None:
-                logits += bias[:, :, None, None, :seen]
-            hidden = _hidden(view, sees[:, start:stop], seen).unsqueeze(2)
-            logits.masked_fill_(hidden, -torch.inf)
-            shares = torch.softmax(logits, dim=-1)
-            if sinks is not None:  # the rows keep exp(lse) / (exp(lse) + exp(sink)) of the whole
-                shares *= torch.sigmoid(logits.logsumexp(-1, keepdim=True) - sinks)
-            if above is not None:
-                shares = (shares >= above * shares.amax(-1, keepdim=True)).to(dtype).masked_fill_(hidden, 0.0)
-            # A query that sees nothing has NaN shares; it counts for nothing, like one on a padding token.
-            silent = hidden.all(-1, keepdim=True) | ~counted[:, None, None, start:stop, None]
-            shares.masked_fill_(silent, 0.0)
-            if weights is not None:
-                shares *= weights[:, None, None, start:stop, None].to(dtype)
-            if total == 1:
-                mass = shares.squeeze(-2)
-            else:
-                mass[..., :seen] += shares.sum(-2)
-        return mass.mean(2) if group == "mean" else mass.amax(2)
+        return column_mass(view, step, self.chunk_elements, weights=weights, group=group, above=above)
 
     def most_similar(self, view: CacheView, rows: KeepMask, anchors: KeepMask, /) -> tuple[Tensor, Tensor]:
         """Unit keys of the marked rows, a chunk at a time, against those of the anchors."""
@@ -129,12 +91,12 @@ class TorchBackend(Backend):
             return into, similarity
         there, is_anchor = _first(anchors, view.positions, most_anchors)
         here, is_row = _first(rows, view.positions, most_rows)
-        targets = _unit(_pick(view.keys, there, is_anchor).to(dtype)).transpose(-1, -2)
+        targets = _unit(pick(view.keys, there, is_anchor).to(dtype)).transpose(-1, -2)
         chunk = max(1, self.chunk_elements // max(1, there.numel()))
         for start in range(0, most_rows, chunk):
             place = here[..., start : start + chunk]
             asked = is_row[..., start : start + chunk]
-            cosine = _unit(_pick(view.keys, place, asked).to(dtype)) @ targets
+            cosine = _unit(pick(view.keys, place, asked).to(dtype)) @ targets
             cosine.masked_fill_(~is_anchor[..., None, :], -torch.inf)
             best = cosine.argmax(-1)
             found = asked & is_anchor.any(-1, keepdim=True)
@@ -202,76 +164,7 @@ class TorchBackend(Backend):
 
     def compact(self, view: CacheView, plan: Plan, rows: int, /) -> CacheView:
         """Gather the survivors in order of arrival, then add what folds into them."""
-        order = torch.where(plan.keep, view.positions, _FAR).argsort(dim=-1)[..., :rows]
-        kept = plan.keep.gather(-1, order)
-        keys, values = _pick(view.keys, order, kept), _pick(view.values, order, kept)
-        columns = {name: replace(c, data=_pick(c.data, order, kept)) for name, c in view.columns.items()}
-        if plan.into is not None and plan.weight is not None and plan.self_weight is not None:
-            fold = _Folding(view, plan, order, plan.into, plan.weight, plan.self_weight)
-            if plan.merge_keys:
-                keys = fold.vectors(view.keys, keys, plan.key_scale)
-            values = fold.vectors(view.values, values, plan.value_scale)
-            columns = {n: fold.column(view.columns[n], c) for n, c in columns.items()}
-        return CacheView(
-            keys=keys,
-            values=values,
-            positions=torch.where(kept, view.positions.gather(-1, order), -1),
-            valid=kept,
-            columns=columns,
-            registers={**view.registers, **plan.registers},
-            layer=view.layer,
-            num_layers=view.num_layers,
-        )
-
-
-class _Folding:
-    """Adds folded rows onto the survivors of a compaction, in at least float32."""
-
-    chunk = 4096  # rows folded at once: bounds the temporary copy
-
-    def __init__(
-        self, view: CacheView, plan: Plan, order: Tensor, into: Tensor, weight: Tensor, self_weight: Tensor
-    ) -> None:
-        self.kept_rows, self.order = order.shape[-1], order
-        slot = torch.full_like(view.positions, self.kept_rows)  # where a kept row went; the spare slot otherwise
-        places = torch.arange(self.kept_rows, device=order.device).expand_as(order)
-        slot.scatter_(-1, order, torch.where(plan.keep.gather(-1, order), places, self.kept_rows))
-        goes = into >= 0
-        flat = into.clamp(min=0).flatten(2)
-        self.target = torch.where(goes, slot.gather(-1, flat).reshape(into.shape), self.kept_rows)  # [B, H, S, M]
-        self.weight = torch.where(goes, weight, 0.0)
-        self.self_weight = torch.where(plan.keep.gather(-1, order), self_weight.gather(-1, order), 1.0)
-        self.goes, self.targets = goes, goes.sum(-1, keepdim=True).clamp(min=1)
-        self.touched = torch.zeros(*order.shape[:2], self.kept_rows + 1, dtype=torch.bool, device=order.device)
-        self.touched.scatter_(-1, self.target.flatten(2), True)
-
-    def vectors(self, data: Tensor, survivors: Tensor, scale: Tensor | None) -> Tensor:
-        """``scale * (self_weight * survivor + sum of weight * row)``; where nothing arrives, bits stay as they are."""
-        wide = torch.promote_types(data.dtype, torch.float32)
-        out = survivors.new_zeros(*survivors.shape[:2], self.kept_rows + 1, survivors.shape[-1], dtype=wide)
-        out[:, :, :-1] = survivors.to(wide) * self.self_weight[..., None]
-        weight = self.weight.to(wide)
-        for start in range(0, data.shape[2], self.chunk):
-            rows = data[:, :, start : start + self.chunk].to(wide)
-            for m in range(self.target.shape[-1]):
-                index = self.target[:, :, start : start + self.chunk, m, None].expand_as(rows)
-                out.scatter_add_(2, index, rows * weight[:, :, start : start + self.chunk, m, None])
-        keep_bits = ~self.touched[..., :-1, None] & (self.self_weight == 1)[..., None]
-        if scale is not None:
-            own = scale.gather(-1, self.order).to(wide)[..., None]
-            out[:, :, :-1] *= own
-            keep_bits = keep_bits & (own == 1)
-        return torch.where(keep_bits, survivors, out[:, :, :-1].to(data.dtype))
-
-    def column(self, whole: Column, survivors: Column) -> Column:
-        """Sums go with their rows, shared evenly among several targets."""
-        if whole.on_merge == "keep":
-            return survivors
-        out = torch.nn.functional.pad(survivors.data, (0, 1)).clone()
-        dtype = whole.data.dtype  # a share of a third in float32 would spoil a column in float64
-        moved = whole.data[..., None] * (self.goes.to(dtype) / self.targets).to(dtype)
-        out.scatter_add_(-1, self.target.flatten(2), moved.flatten(2))
-        return replace(survivors, data=out[..., :-1])
+        return compacted(view, plan, rows)
 
 
 def _best(scores: Tensor, quota: Tensor, view: CacheView, surplus: int | None) -> Tensor:
@@ -298,18 +191,6 @@ def _all_but_the_worst(scores: Tensor, quota: Tensor, view: CacheView) -> Tensor
     return kept
 
 
-def _hidden(view: CacheView, sees: Tensor, seen: int) -> Tensor:
-    """bool [B, H, Q, seen]: rows that a query, which sees up to this arrival index, does not see."""
-    later = view.positions[..., None, :seen] > sees[:, None, :, None]
-    hidden: Tensor = later | ~view.valid[..., None, :seen]
-    return hidden
-
-
-def _log_count(view: CacheView, dtype: torch.dtype) -> Tensor:
-    count: Tensor = view.columns["count"].data
-    return count.to(dtype).clamp(min=torch.finfo(dtype).tiny).log()
-
-
 def _inverse(order: Tensor) -> Tensor:
     places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
@@ -324,12 +205,3 @@ def _first(mask: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Tensor]
 def _unit(vectors: Tensor) -> Tensor:
     length = vectors.norm(dim=-1, keepdim=True)
     return vectors / torch.where(length > 0, length, 1.0)
-
-
-def _pick(data: Tensor, order: Tensor, kept: Tensor) -> Tensor:
-    """Rows of [B, H, S] or [B, H, S, D] in this order, zeros where a slot stays empty; on the device of the data."""
-    order, kept = order.to(data.device), kept.to(data.device)
-    if data.ndim == 3:
-        return data.gather(-1, order).masked_fill_(~kept, 0)
-    picked = data.gather(2, order[..., None].expand(-1, -1, -1, data.shape[-1]))
-    return picked.masked_fill_(~kept[..., None], 0)

@@ -1,4 +1,4 @@
-"""The command group: plug-in commands are imported only when they are run, and kvpolicy's own errors stay short."""
+"""The command group: plug-in commands are imported only when they run, and kvpolicy's own errors stay short."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._plugins import installed, load, placeholder
 
 
 class CommandGroup(TyperGroup):
-    """A group that lists plug-ins by a placeholder and swaps in the real command at the moment it is called."""
+    """A group that lists plug-ins by a placeholder and swaps in the real command when it is named."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The built-in commands, then the plug-ins."""
@@ -29,10 +29,9 @@ class CommandGroup(TyperGroup):
         return own
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Import the plug-in that is about to run. A shell that completes a line does not wait for a framework."""
+        """Load the plug-in that is named. A shell that completes a line does not wait for a framework."""
         if args and args[0] not in self.commands and args[0] in installed() and not ctx.resilient_parsing:
-            with Console(stderr=True).status(f"starting {args[0]}"):  # frameworks take seconds to import
-                self.add_command(load(installed()[args[0]]), args[0])
+            self.add_command(load(installed()[args[0]]), args[0])
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from .._plan import Plan, Scored, Selection
 from .._protocols import Merger
 from .._repr import constructor_repr
-from .._types import Plan, Scored, Selection, Step
+from .._step import Step
 
 __all__ = ["Drop"]
 

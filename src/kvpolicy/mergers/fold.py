@@ -7,9 +7,10 @@ from typing import final
 
 from .._check import check_choice, check_stage
 from .._errors import PlanError, PolicyError
+from .._plan import Assignment, Plan, Scored, Selection, Weights
 from .._protocols import Assigner, Merger, Weigher
 from .._repr import constructor_repr
-from .._types import Assignment, Plan, Scored, Selection, Step, Weights
+from .._step import Step
 
 __all__ = ["Fold"]
 

@@ -8,8 +8,9 @@ from .._heads import all_rows, own_rows
 from .._namespace import along
 from .._placed import placed
 from .._protocols import Backend
+from .._step import Step
 from .._tokens import numbered
-from .._types import Array, CacheView, Scores, Step
+from .._types import Array, CacheView, Scores
 
 __all__ = ["Heads", "arrival", "asked", "at", "lengths", "mean_by_token", "over_heads", "unit", "wide"]
 

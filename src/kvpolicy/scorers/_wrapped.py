@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .._protocols import ImportanceScorer, Observer
-from .._types import CacheView, Column, Step
+from .._step import Step
+from .._types import CacheView, Column
 
 __all__ = ["alike_heads", "columns_of", "needs_rotate", "observed_by", "window_of"]
 

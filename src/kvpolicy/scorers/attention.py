@@ -10,7 +10,8 @@ from .._check import check_choice, check_share
 from .._errors import PolicyError
 from .._protocols import ImportanceScorer, Observer
 from .._repr import constructor_repr
-from .._types import Array, CacheView, Column, Scores, Step
+from .._step import Step
+from .._types import Array, CacheView, Column, Scores
 from ._common import Heads, asked, over_heads
 
 __all__ = ["AttentionMass"]

@@ -9,7 +9,8 @@ from .._check import check_choice
 from .._errors import PolicyError
 from .._protocols import ImportanceScorer
 from .._repr import constructor_repr
-from .._types import CacheView, Scores, Step
+from .._step import Step
+from .._types import CacheView, Scores
 from ._common import Heads, over_heads, wide
 
 __all__ = ["ColumnScore"]

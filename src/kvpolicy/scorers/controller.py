@@ -17,7 +17,8 @@ from .._check import check_count
 from .._errors import PolicyError
 from .._namespace import along
 from .._protocols import ImportanceScorer, Observer
-from .._types import Array, CacheView, Column, Scores, Step
+from .._step import Step
+from .._types import Array, CacheView, Column, Scores
 from ._common import unit, wide
 
 __all__ = ["GRUController"]

@@ -8,7 +8,8 @@ from typing import final
 from .._check import check_choice, check_count, check_share
 from .._protocols import ImportanceScorer
 from .._repr import constructor_repr
-from .._types import TEXT, Array, CacheView, Scores, Step
+from .._step import Step
+from .._types import TEXT, Array, CacheView, Scores
 from ._common import Heads, at, over_heads
 
 __all__ = ["EliteMass"]

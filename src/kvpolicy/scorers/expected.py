@@ -9,7 +9,8 @@ from .._check import check_choice, check_count, check_number
 from .._errors import CacheError
 from .._protocols import ImportanceScorer
 from .._repr import constructor_repr
-from .._types import Array, CacheView, Rotate, Scores, Step
+from .._step import Step
+from .._types import Array, CacheView, Rotate, Scores
 from ._common import lengths, wide
 
 __all__ = ["ExpectedAttention"]

@@ -7,7 +7,8 @@ from typing import final
 
 from .._protocols import ImportanceScorer
 from .._repr import constructor_repr
-from .._types import CacheView, Scores, Step
+from .._step import Step
+from .._types import CacheView, Scores
 from ._common import lengths, unit, wide
 
 __all__ = ["KeyDifference", "KeyNorm"]

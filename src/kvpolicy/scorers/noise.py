@@ -9,7 +9,8 @@ from .._check import check_count
 from .._hash import uniform
 from .._protocols import ImportanceScorer
 from .._repr import constructor_repr
-from .._types import CacheView, Scores, Step
+from .._step import Step
+from .._types import CacheView, Scores
 
 __all__ = ["Noise"]
 

@@ -12,7 +12,8 @@ from .._errors import PolicyError
 from .._namespace import along
 from .._protocols import CrossLayer, ImportanceScorer, Observer
 from .._repr import constructor_repr
-from .._types import Array, CacheView, Column, Scores, Step
+from .._step import Step
+from .._types import Array, CacheView, Column, Scores
 from ._common import wide
 from ._wrapped import alike_heads, columns_of, needs_rotate, observed_by, window_of
 

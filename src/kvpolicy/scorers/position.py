@@ -9,7 +9,8 @@ from .._check import check_count
 from .._placed import placed
 from .._protocols import ImportanceScorer
 from .._repr import constructor_repr
-from .._types import CacheView, Scores, Step
+from .._step import Step
+from .._types import CacheView, Scores
 from ._common import arrival
 
 __all__ = ["FixedPoint", "Recency"]

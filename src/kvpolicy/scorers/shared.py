@@ -10,9 +10,11 @@ from typing import final
 from array_api_compat import device, to_device
 
 from .._check import check_stage
+from .._plan import Scored
 from .._protocols import CrossLayer, ImportanceScorer, Observer
 from .._repr import constructor_repr
-from .._types import CacheView, Column, Scored, Scores, Step
+from .._step import Step
+from .._types import CacheView, Column, Scores
 from ._common import mean_by_token, wide
 from ._wrapped import columns_of, needs_rotate, observed_by, window_of
 

@@ -8,7 +8,8 @@ from typing import final
 from .._check import check_choice, check_count
 from .._protocols import ImportanceScorer
 from .._repr import constructor_repr
-from .._types import CacheView, Scores, Step
+from .._step import Step
+from .._types import CacheView, Scores
 from ._common import Heads, over_heads
 
 __all__ = ["WindowMass"]

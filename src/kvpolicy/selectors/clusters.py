@@ -7,9 +7,11 @@ from typing import Any, ClassVar, final
 
 from .._check import check_number, check_share
 from .._namespace import along
+from .._plan import Scored, Selection
 from .._protocols import Selector
 from .._repr import constructor_repr
-from .._types import Array, CacheView, KeepMask, Quota, Scored, Selection, Step
+from .._step import Step
+from .._types import Array, CacheView, KeepMask, Quota
 
 __all__ = ["Clusters"]
 

@@ -9,9 +9,11 @@ from .._check import check_choice, check_count, check_share
 from .._ends import between
 from .._namespace import namespace
 from .._placed import placed
+from .._plan import Scored, Selection
 from .._protocols import Selector
 from .._repr import constructor_repr
-from .._types import TEXT, Array, CacheView, KeepMask, Quota, Scored, Selection, Step
+from .._step import Step
+from .._types import TEXT, Array, CacheView, KeepMask, Quota
 
 __all__ = ["TopK"]
 

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from .._plan import Plan
 from .._protocols import Backend
-from .._types import EMPTY, Array, CacheView, Column, Plan
+from .._types import EMPTY, Array, CacheView, Column
 from ._numbers import Arr, rounded
 
 __all__ = ["Heads", "Row", "Sheet", "Table", "attend", "carry_out", "laid_out"]

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from .._plan import Scored
 from .._protocols import Backend
-from .._types import CacheView, Column, Phase, Queries, Scored, Step
+from .._step import Phase, Queries, Step
+from .._types import CacheView, Column
 from ._numbers import Arr
 from ._rotary import rotary
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from .._policy import Policy
 from .._protocols import Backend
-from .._types import Array, CacheView, Phase, Queries, Rotate, Step
+from .._step import Phase, Queries, Step
+from .._types import Array, CacheView, Rotate
 from ._numbers import Arr
 from ._rows import Sheet, Table
 

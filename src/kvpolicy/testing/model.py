@@ -14,9 +14,11 @@ from typing import Any, final
 import numpy as np
 
 from .._errors import CacheError
+from .._plan import Scored
 from .._policy import Pipeline, Policy
 from .._protocols import Ahead, Backend, CrossLayer, ImportanceScorer, Observer, Recaller, Windowed
-from .._types import EMPTY, CacheView, Phase, Rotate, Scored, Step
+from .._step import Phase, Step
+from .._types import EMPTY, CacheView, Rotate
 from ._numbers import Arr
 from ._rows import Row, Sheet, attend, carry_out, laid_out
 from ._told import Now, SlowLayer, Told

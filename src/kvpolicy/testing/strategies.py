@@ -12,7 +12,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from .._types import CacheView, Scored, Step
+from .._plan import Scored
+from .._step import Step
+from .._types import CacheView
 from ._numbers import DTYPES
 from ._places import place_of
 from .requests import Request

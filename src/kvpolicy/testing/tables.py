@@ -11,7 +11,8 @@ import numpy as np
 from .._check import check_choice, check_count, check_share
 from .._errors import PolicyError
 from .._repr import constructor_repr
-from .._types import IMAGE, Column, Phase
+from .._step import Phase
+from .._types import IMAGE, Column
 from ._numbers import Arr, rounded
 from ._scene import GARBAGE, Scene, SceneLayer
 from ._sizes import check_image, check_sizes

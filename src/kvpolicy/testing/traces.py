@@ -9,10 +9,11 @@ import numpy as np
 
 from .._check import check_choice, check_count
 from .._errors import CacheError, PolicyError
+from .._pass import Pass
 from .._policy import Policy
 from .._protocols import Backend
 from .._repr import constructor_repr
-from .._session import Pass, Session
+from .._session import Session
 from .._types import IMAGE, TEXT
 from ._numbers import Arr, rounded
 from ._ops import Crop, Decode, Op, Prefill, Reorder, Reset, Turn, passes_of

@@ -10,9 +10,10 @@ import numpy as np
 import kvpolicy as kv
 from kvpolicy import CacheView, Phase, Pipeline, Plan, Policy, Session, _engine
 from kvpolicy._layer import Layer
-from kvpolicy.backends import _torch_store, numpy
+from kvpolicy.backends import _torch_store, _torch_table
 from kvpolicy.backends._torch_store import TorchStore
-from kvpolicy.backends.numpy import NumpyBackend
+from kvpolicy.backends._torch_table import StoredTable
+from kvpolicy.backends.numpy import store as numpy_store
 from kvpolicy.backends.torch import TorchBackend
 
 from . import mergers, scorers, selectors
@@ -21,13 +22,13 @@ from ._mutant import Mutant
 __all__ = ["MUTANTS", "TWINS"]
 
 
-def stale_columns(store: Any, rows: CacheView, slots: Any, put: Any = TorchStore._put) -> None:
+def stale_columns(table: Any, rows: CacheView, slots: Any, put: Any = StoredTable.put) -> None:
     """What was observed of the row that left a slot is taken for that of the next one."""
-    known = set(store._filled().columns) - {"count", "segment"}
-    kept = {name: store._filled().columns[name].data.clone() for name in known}
-    put(store, rows, slots)
+    known = set(table.columns) - {"count", "segment"}
+    kept = {name: table.columns[name].data.clone() for name in known}
+    put(table, rows, slots)
     for name, data in kept.items():
-        store._filled().columns[name].data.copy_(data)
+        table.columns[name].data.copy_(data)
 
 
 def padding_seen(layer: Any, rows: Any, tokens: Any, append: Any = Layer.append) -> CacheView:
@@ -76,20 +77,20 @@ def registers_forgotten(
     return replace(compact(backend, view, plan, rows), registers={})
 
 
-def columns_stay(backend: Any, view: CacheView, plan: Plan, rows: int, compact: Any = NumpyBackend.compact) -> Any:
+def columns_stay(view: CacheView, plan: Plan, rows: int, compacted: Any = numpy_store.compacted) -> Any:
     """Keys and values move together, and what was observed stays where it was."""
-    made = compact(backend, view, plan, rows)
+    made = compacted(view, plan, rows)
     stay = {name: replace(c, data=c.data[..., :rows] * made.valid) for name, c in view.columns.items()}
     return replace(made, columns={**stay, "count": made.columns["count"]})
 
 
-def padding_is_a_row(data: Any, heads: int, per_head: Any = numpy._per_head) -> Any:
+def padding_is_a_row(data: Any, heads: int, per_head: Any = numpy_store._per_head) -> Any:
     """Padding is stored as rows like any other."""
     made = per_head(data, heads)
     return np.ones_like(made) if made.dtype == bool else made
 
 
-def half_rounded(rows: Any, heads: int, as_table: Any = _torch_store._as_table) -> CacheView:
+def half_rounded(rows: Any, heads: int, as_table: Any = _torch_table.as_table) -> CacheView:
     """Values are stored in half precision."""
     view = as_table(rows, heads)
     return replace(view, values=view.values.half().to(view.values.dtype))
@@ -216,14 +217,14 @@ MUTANTS = (
         "stale-columns",
         both,
         law="agrees_with_numpy",
-        patches=((TorchStore, "_put", stale_columns),),
+        patches=((StoredTable, "put", stale_columns),),
     ),
     Mutant(
         "columns-stay",
         both,
         law="padding_invariant",
         backends=("numpy",),
-        patches=((NumpyBackend, "compact", columns_stay),),
+        patches=((numpy_store, "compacted", columns_stay),),
     ),
     Mutant(
         "padding-seen",
@@ -236,7 +237,7 @@ MUTANTS = (
         both,
         law="padding_invariant",
         backends=("numpy",),
-        patches=((numpy, "_per_head", padding_is_a_row),),
+        patches=((numpy_store, "_per_head", padding_is_a_row),),
         also=("merge_mass",),
     ),
     Mutant("chunk-is-a-prompt", both, law="chunk_invariant", patches=((Session, "__init__", chunk_is_prompt),)),
@@ -269,7 +270,7 @@ MUTANTS = (
         "values-in-half",
         both,
         law="agrees_with_numpy",
-        patches=((_torch_store, "_as_table", half_rounded),),
+        patches=((_torch_store, "as_table", half_rounded), (_torch_table, "as_table", half_rounded)),
     ),
     # Faults that only a model of the whole engine sees.
     Mutant(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scenes import PLACES, Arr, Scene, by_arrival, cosine, leaving, make_scene, scenes
 
 from kvpolicy import FixedRows, Pipeline, PlanError, Policy, PolicyError, Recency, Scored, Selection, Step, TopK
-from kvpolicy._types import Assignment
+from kvpolicy._plan import Assignment
 from kvpolicy.mergers import EMAGate, Fold, Mean, MostSimilar, NearestPosition, NextKept, SameCluster, SimilaritySoftmax
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scenes import PLACES, Arr, LargestTensor, Place, Scene, leaving, make_scene, scenes
 
 from kvpolicy import Column, FixedRows, Pipeline, Plan, PlanError, Policy, PolicyError, Recency, Scored, Selection, Step
-from kvpolicy._types import Assignment, CacheView, Weights
+from kvpolicy._plan import Assignment, Weights
+from kvpolicy._types import CacheView
 from kvpolicy.backends.torch import TorchBackend
 from kvpolicy.mergers import (
     EMAGate,

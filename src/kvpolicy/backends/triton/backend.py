@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ..._errors import BackendUnavailableError
-from ..._types import CacheView, KeepMask, Plan, Quota, Scores, Step
+from ..._plan import Plan
+from ..._step import Step
+from ..._types import CacheView, KeepMask, Quota, Scores
 from .._torch_store import TorchStore
 from ..torch import TorchBackend
 from .compaction import compacted, listed

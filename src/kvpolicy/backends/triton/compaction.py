@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..._types import CacheView, Plan
+from ..._plan import Plan
+from ..._types import CacheView
 from .kernels.columns import fold_columns
 from .kernels.fold import Folding, fold
 from .kernels.lists import rank, survey

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._types import CacheView, Step
+from ..._step import Step
+from ..._types import CacheView
 from .kernels.mass import DEFAULT, LOG2_E, TILINGS, Tiles, Tiling, column_sums, horizons, log_sum_exp
 from .launch import over, programs, tile_of, warps_for
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..._types import Rows
-from .._torch_store import StoredTable
+from .._torch_table import StoredTable
 from .._torch_vectors import Ragged
 from .kernels import order
 from .kernels.put import put

@@ -7,9 +7,10 @@ from typing import ClassVar, final
 
 from ..._check import check_share, check_stage
 from ..._errors import PlanError, PolicyError
+from ..._plan import Assignment, Scored, Selection
 from ..._protocols import Assigner
 from ..._repr import constructor_repr
-from ..._types import Assignment, Scored, Selection, Step
+from ..._step import Step
 
 __all__ = ["EMAGate"]
 

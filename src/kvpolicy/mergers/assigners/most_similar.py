@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from ..._check import check_number
+from ..._plan import Assignment, Scored, Selection
 from ..._protocols import Assigner
 from ..._repr import constructor_repr
-from ..._types import Assignment, Scored, Selection, Step
+from ..._step import Step
 
 __all__ = ["MostSimilar"]
 

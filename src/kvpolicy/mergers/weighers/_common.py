@@ -7,7 +7,9 @@ from typing import Any
 import array_api_compat
 
 from ..._namespace import along
-from ..._types import Array, Assignment, CacheView, Step, Weights
+from ..._plan import Assignment, Weights
+from ..._step import Step
+from ..._types import Array, CacheView
 
 __all__ = ["at_target", "folded", "normalised", "shared_count", "summed", "wide"]
 

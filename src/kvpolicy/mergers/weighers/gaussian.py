@@ -7,9 +7,11 @@ from typing import final
 
 from ..._check import check_choice, check_number
 from ..._namespace import along
+from ..._plan import Assignment, Scored, Selection, Weights
 from ..._protocols import Weigher
 from ..._repr import constructor_repr
-from ..._types import Array, Assignment, CacheView, Scored, Selection, Step, Weights
+from ..._step import Step
+from ..._types import Array, CacheView
 from ._common import at_target, folded, normalised, summed, wide
 
 __all__ = ["Gaussian"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+from ..._plan import Assignment, Scored, Selection, Weights
 from ..._protocols import Weigher
 from ..._repr import constructor_repr
-from ..._types import Assignment, Scored, Selection, Step, Weights
+from ..._step import Step
 from ._common import at_target, folded
 
 __all__ = ["Pivotal"]

@@ -7,9 +7,10 @@ from typing import final
 
 from ..._check import check_count
 from ..._hash import uniform
+from ..._plan import Assignment, Scored, Selection, Weights
 from ..._protocols import Weigher
 from ..._repr import constructor_repr
-from ..._types import Assignment, Scored, Selection, Step, Weights
+from ..._step import Step
 from ._common import wide
 
 __all__ = ["Prominence"]

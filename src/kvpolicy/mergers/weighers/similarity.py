@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from ..._plan import Assignment, Scored, Selection, Weights
 from ..._protocols import Weigher
 from ..._repr import constructor_repr
-from ..._types import Array, Assignment, Scored, Selection, Step, Weights
+from ..._step import Step
+from ..._types import Array
 from ._common import at_target, folded, normalised, wide
 
 __all__ = ["SimilaritySoftmax", "SimilarityWeighted"]

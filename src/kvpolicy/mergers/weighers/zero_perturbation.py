@@ -9,9 +9,11 @@ from array_api_compat import array_namespace
 
 from ..._check import check_number
 from ..._namespace import along
+from ..._plan import Assignment, Scored, Selection, Weights
 from ..._protocols import Weigher
 from ..._repr import constructor_repr
-from ..._types import Array, Assignment, CacheView, Scored, Selection, Step, Weights
+from ..._step import Step
+from ..._types import Array, CacheView
 from ._common import at_target, folded, normalised, shared_count, summed, wide
 
 __all__ = ["ZeroPerturbation"]

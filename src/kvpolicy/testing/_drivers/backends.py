@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..._plan import Plan
 from ..._protocols import Backend
-from ..._types import CacheView, Column, Plan, Step
+from ..._step import Step
+from ..._types import CacheView, Column
 from .._numbers import Arr
 from .._outcome import Outcome, Place, Record
 from .._scene import Scene

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..._errors import PlanError
+from ..._plan import Scored, Selection
 from ..._protocols import Backend
-from ..._types import Column, Scored, Selection, Step
+from ..._step import Step
+from ..._types import Column
 from ...mergers import Fold, Mean, MostSimilar, SameCluster
 from ...selectors import Clusters
 from .._numbers import Arr

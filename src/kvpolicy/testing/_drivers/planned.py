@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..._plan import Plan
 from ..._protocols import Backend
-from ..._types import CacheView, Plan
+from ..._types import CacheView
 from ...backends.numpy import NumpyBackend
 from .._numbers import Arr
 from .._outcome import Place, Record

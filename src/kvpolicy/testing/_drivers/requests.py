@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ..._pass import Pass
+from ..._plan import Plan
 from ..._policy import Policy
 from ..._protocols import Backend
-from ..._session import Pass, Session
-from ..._types import CacheView, Plan, Step
+from ..._session import Session
+from ..._step import Step
+from ..._types import CacheView
 from .._numbers import Arr
 from .._outcome import Outcome, Place, Record
 from .._rotary import rotary

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ..._plan import Scored, Selection
 from ..._policy import Pipeline, Policy
 from ..._protocols import Backend
-from ..._types import Quota, Scored, Selection, Step
+from ..._step import Step
+from ..._types import Quota
 from .._numbers import Arr
 from .._outcome import Place
 from .._scene import Scene

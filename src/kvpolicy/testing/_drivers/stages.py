@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from ... import _engine
+from ..._plan import Scored
 from ..._policy import Pipeline
 from ..._protocols import Ahead, Backend, ImportanceScorer, Observer
-from ..._types import CacheView, Column, Scored, Scores, Step
+from ..._step import Step
+from ..._types import CacheView, Column, Scores
 from ...schedulers import FixedRows
 from ...scorers._wrapped import observed_by
 from .._numbers import Arr

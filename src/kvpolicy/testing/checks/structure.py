@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ... import _engine
+from ..._answers import check_total
 from ..._errors import PlanError
+from ..._plan import Plan, Selection
 from ..._policy import Policy
 from ..._protocols import Ahead, Backend, Bounded
-from ..._types import Plan, Selection
 from ...scorers._wrapped import observed_by
 from .._drivers import hosted
 from .._drivers.mergers import as_merger, selection_for
@@ -80,7 +81,7 @@ def _ask_allocator(component: Any, staged: Staged) -> None:
         else:
             (quota,) = _engine.allocate(pipeline, staged.budget, [entry], step)
         handed, heads = handed + quota.sum(axis=1), heads + entry.view.shape[1]
-    _engine.check_total(pipeline, handed, staged.budget * heads)
+    check_total(pipeline, handed, staged.budget * heads)
 
 
 def _ask_selector(component: Any, staged: Staged) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from scripts.performance_kernels import by_kernel
-from scripts.performance_parts import Arm, Found, arms
-
 from kvpolicy import format_bytes
+
+from .kernels import by_kernel
+from .parts import Arm, Found, arms
 
 __all__ = ["EQUAL", "RAGGED", "capacity", "compaction", "prompt", "ragged", "step", "uneven"]
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 
 from scripts.page import escaped
-from scripts.performance_parts import Arm, Found, arms, figures, section, span
 
 from kvpolicy import format_bytes
+
+from .parts import Arm, Found, arms, figures, section, span
 
 __all__ = ["not_run", "peers"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from scripts import performance_reasons as reasons
-from scripts.performance_parts import Arm, Found, arms, ratio
+from . import reasons
+from .parts import Arm, Found, arms, ratio
 
 __all__ = ["targets"]
 

@@ -6,8 +6,9 @@ import re
 from collections import Counter
 
 from scripts.page import escaped
-from scripts.performance_parts import Arm, Found, figures, section, span
-from scripts.performance_plots import picture
+
+from .parts import Arm, Found, figures, section, span
+from .plots import picture
 
 __all__ = ["by_kernel", "kernels"]
 

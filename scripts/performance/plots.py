@@ -8,10 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.performance_parts import Found, arms
+from scripts.page import DOCS
 
-__all__ = ["PLOTS", "Curve", "Plot", "digest", "draw", "picture"]
+from .parts import Found, arms
 
+__all__ = ["PICTURES", "PLOTS", "Curve", "Plot", "digest", "draw", "picture"]
+
+PICTURES = DOCS / "assets" / "performance"
 INK = "#808080"
 COLOURS = ("#3f7fd9", "#d9622b", "#2f9e6e", "#a65bc9", "#c9a227", "#3aa6b9", "#d14b7e", "#8a8a8a")
 
