@@ -217,6 +217,11 @@ class TestChoose:
             "full": kvpolicy.full(),
         }
 
+    def test_a_scorer_of_ones_own_is_a_policy(self) -> None:
+        chosen = choose(["kvpolicy:KeyNorm"], 0.3)["kvpolicy:KeyNorm"].prefill
+        assert chosen is not None
+        assert (chosen.score, chosen.schedule) == (kvpolicy.KeyNorm(), kvpolicy.KeepRatio(0.3))
+
 
 class TestCommand:
     def test_own_question(self, tmp_path: Path) -> None:
@@ -259,10 +264,11 @@ class TestCommand:
             ),
             (["--policy", "h20"], "error: no recipe 'h20'. Hint: h2o."),
             (["--policy", "h2o(size=3)"], "size"),
-            (["--policy", "kvpolicy:KeyNorm"], "--policy kvpolicy:KeyNorm is a KeyNorm, not a policy. Hint: "),
+            (["--policy", "kvpolicy:TopK"], "policy 'kvpolicy:TopK' is a TopK, neither a policy nor a scorer. Hint: "),
             (["--policy", "h2o("], "h2o("),
-            (["--keep", "1.5"], "1.5"),
-            (["--keep", "0"], "keep"),
+            (["--keep", "1.5"], "keep=1.5: what may be kept is a share"),
+            (["--keep", "20"], "Hint: --keep 0.2, or keep=0.2, is 20%"),
+            (["--keep", "0"], "keep=0.0: what may be kept is a share"),
             (["--image", "/no/such/picture.png", "--question", "x"], "does not exist"),
             (["--image", __file__], "--image needs --question"),
             (["--image", __file__, "--question", "x"], "is not a picture that can be read"),

@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.text import Text
 from transformers.utils import logging
 
-from kvpolicy import Policy, PolicyError, from_target
+from kvpolicy import Policy
 
 from .. import enable
 from .._progress import progress_bar
 from ..loading import load_model
 from ..loading.threads import fit_threads
+from ..simulate.named import check_keep, policy_of
 from .cases import Case, drawn_cases, own_case
 from .picture import Row, Subject, draw_picture
 from .results import Result, run_case
-from .scenes import ASSETS
 from .tables import answers_table, costs_table, scores_table
 
 __all__ = ["demo"]
@@ -53,8 +53,8 @@ def demo(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help="A recipe (see `kvpolicy policies`), with arguments if you like, or module:Name of a policy of your "
-            "own; repeat it to compare several.",
+            help="A recipe (see `kvpolicy policies`), with arguments if you like, a policy.json or .toml, or "
+            "module:Name of a policy or scorer of your own; repeat it to compare several.",
             show_default=", ".join(ARMS),
             metavar="NAME | NAME(ARG=VALUE, ...)",
         ),
@@ -66,7 +66,7 @@ def demo(
             help="Folder or hub id of a vision-language model, such as llava-hf/llava-1.5-7b-hf.",
             show_default="the shipped one",
         ),
-    ] = str(ASSETS),
+    ] = "demo",
     seed: Annotated[int, typer.Option(help="Draws the pictures and the questions.", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="Where to write the picture.", dir_okay=False)] = Path("kvpolicy-demo.png"),
     max_new_tokens: Annotated[
@@ -99,7 +99,7 @@ def demo(
         cases = [own_case(image, question)]
     else:
         cases = drawn_cases(seed, pictures=1 if question else PICTURES, question=question)
-    if (image or question) and model == str(ASSETS):
+    if (image or question) and model == "demo":
         console.print(Text(NOTE, style="yellow"))
     results = answer_all(cases, policies, model, max_new_tokens or (LONG if image else SHORT))
     show(console, results)
@@ -115,14 +115,8 @@ def choose(names: Sequence[str], keep: float) -> dict[str, Policy]:
     Raises:
         PolicyError: for a name of no policy, or a budget out of range.
     """
-    policies = {name: from_target(name, keep=keep) for name in names}
-    for name, made in policies.items():
-        if not isinstance(made, Policy):
-            raise PolicyError(
-                f"--policy {name} is a {type(made).__name__}, not a policy. "
-                f"Hint: module:function of a function of keep that returns one."
-            )
-    return policies
+    check_keep(keep)
+    return {name: policy_of(name, name, keep) for name in names}
 
 
 def answer_all(cases: Sequence[Case], policies: Mapping[str, Policy], where: str, max_new_tokens: int) -> list[Result]:
