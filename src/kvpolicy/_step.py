@@ -77,6 +77,9 @@ class Queries:
 class Step:
     """What this forward pass did. Lengths are logical (tokens), never physical (rows).
 
+    What most scorers need is `ops`, `asked` (the queries, with their positions), `scale` and `seen`. The rest is for
+    stages that combine layers, heads or processes, and for models whose softmax is not the plain one.
+
     Attributes:
         phase: which pipeline is running.
         seen: int64 [B] (numpy), tokens seen so far by each batch row, padding not counted, this pass included.
