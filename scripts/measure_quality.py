@@ -191,7 +191,7 @@ RUNS = {
         "smollm2",
         ("scripts.jargon:jargon", "needle-1k"),
         ((None, (0.2,)), (found("composition-of-smollm2.json"), (0.2,))),
-        24,
+        12,
         0,
         seed=606,
         batch=12,
