@@ -94,7 +94,7 @@ COMPOSITIONS = {
     "smollm2-held-out": Composition(
         "composition-of-smollm2.json",
         "python -m scripts.search_compositions smollm2 --searches 2 --seconds 2700",
-        "The search saw the help topics of Python and a needle in 512 tokens. On two cores it came to few compositions; "
+        "The search saw the help topics of Python and a needle in 512 tokens. On two cores it tried few compositions; "
         "the six that answered best were judged on samples that no search saw, and this was the best. Here it stands "
         "beside every recipe on the Jargon File and on a needle in twice as many tokens, at the same budget.",
     ),
