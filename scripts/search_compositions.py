@@ -11,7 +11,6 @@ searches that answered best are then judged on samples that no search saw, and t
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -19,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
 import torch
 from scripts.measure_quality import RESULTS, SEARCHED
 
@@ -27,8 +25,10 @@ import kvpolicy
 from kvpolicy import Policy, to_json
 from kvpolicy_hf.evaluate import Arm, evaluate
 from kvpolicy_hf.evaluate.columns import frame_of
+from kvpolicy_hf.evaluate.ledger import Ledger
 from kvpolicy_hf.evaluate.processes import Processes
 from kvpolicy_hf.evaluate.run import subject_of
+from kvpolicy_hf.evaluate.summary import mean_quality
 from kvpolicy_hf.tune import tune
 
 KEEP = 0.2
@@ -79,19 +79,10 @@ def search(model: str, out: Path, seed: int) -> None:
 
 def answered(build: Path, tasks: int) -> list[tuple[float, Policy]]:
     """What the searches ran on all tasks, with the mean of quality over tasks, best first."""
-    units = [
-        json.loads(line)
-        for file in sorted(build.glob("*/calibration/units-*.jsonl"))
-        for line in file.read_text(encoding="utf-8").splitlines()
-        if line.endswith("}")  # the last one may have been cut short
-    ]
-    rows = frame_of(
-        [{**row, "policy": unit["unit"]["arm"]} for unit in units if "rows" in unit for row in unit["rows"]]
-    )
-    means = rows.group_by("policy", "task").agg(pl.col("quality").mean())
-    whole = means.group_by("policy").agg(pl.col("quality").mean(), pl.len()).filter(pl.col("len") == tasks)
+    units = [pair for folder in sorted(build.glob("*/calibration")) for pair in Ledger(folder).done.items()]
+    rows = frame_of([{**row, "policy": unit.arm} for unit, record in units for row in record["rows"]])
     best: dict[Policy, float] = {}
-    for arm, quality, _ in whole.rows():
+    for arm, quality in mean_quality(rows, tasks).items():
         _, _, text = arm.partition(f" {KEEP} ")  # the label; a policy prints as its own constructor
         if text:
             policy = eval(text, vars(kvpolicy))
@@ -117,11 +108,11 @@ def judge(model: str, build: Path) -> None:
     )
     if not Processes().first:
         return
-    means = result.rows.group_by("policy", "task").agg(pl.col("quality").mean())
-    quality = dict(means.group_by("policy").agg(pl.col("quality").mean()).rows())
-    for number, policy in enumerate(policies):
-        print(f"{quality[f'number {number}']:.3f} (searched: {found[number][0]:.3f}) {policy}")
-    best = policies[max(range(len(policies)), key=lambda number: quality[f"number {number}"])]
+    quality = mean_quality(result.rows, len(SEARCHED[model]))
+    judged = [(quality[f"number {number}"], policy) for number, policy in enumerate(policies)]
+    for (searched, policy), (value, _) in zip(found, judged, strict=False):
+        print(f"{value:.3f} (searched: {searched:.3f}) {policy}")
+    _, best = max(judged, key=lambda pair: pair[0])
     file = RESULTS / f"composition-of-{model}.json"
     file.write_text(to_json(best) + "\n", encoding="utf-8")
     print(f"of {len(found)} that were answered, the best is in {file}: {best}")

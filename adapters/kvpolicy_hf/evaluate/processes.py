@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
 
 from .errors import EvaluationError
+from .folder import folder_at
 
 __all__ = ["Processes"]
 
@@ -61,9 +62,4 @@ class Processes:
             with TemporaryDirectory(prefix="kvpolicy-") as made:
                 yield Path(made)
             return
-        path = Path(out)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EvaluationError(f"out={str(out)!r} cannot be a folder: {error}.") from error
-        yield path
+        yield folder_at(out)

@@ -9,7 +9,7 @@ from .definitions import BASELINE, METRICS, metric_of
 from .errors import EvaluationError
 from .measured import arm_name, check_rows, measure, number_arms
 
-__all__ = ["compare", "pareto", "summarise"]
+__all__ = ["compare", "mean_quality", "pareto", "summarise"]
 
 
 def summarise(rows: pl.DataFrame, *, resamples: int = 2000, seed: int = 0) -> pl.DataFrame:
@@ -95,6 +95,18 @@ def compare(
     first = table.filter(~is_baseline).join(values, on="task", maintain_order="left")
     intervals = first.select("groups", "difference_low", "difference_high").rows()
     return first.with_columns(verdict=pl.Series([chosen.verdict(*one) for one in intervals], dtype=pl.String))
+
+
+def mean_quality(rows: pl.DataFrame, tasks: int) -> dict[str, float]:
+    """The quality of each policy that has it on so many tasks, as a mean over these, without an interval.
+
+    Args:
+        rows: as `summarise` takes them, of one budget.
+        tasks: how many there are; policies that lack one are left out.
+    """
+    means = rows.group_by("policy", "task").agg(pl.col("quality").mean()).drop_nulls("quality")
+    whole = means.group_by("policy").agg(pl.col("quality").mean(), pl.len())
+    return dict(whole.filter(pl.col("len") == tasks).select("policy", "quality").rows())
 
 
 def pareto(summary: pl.DataFrame, task: str = "all", metric: str = "quality") -> pl.DataFrame:

@@ -10,7 +10,7 @@ import polars as pl
 
 from .arms import Arm
 from .charts import draw_charts
-from .errors import EvaluationError
+from .folder import folder_at
 from .notes import notes_of
 from .report import write_report
 from .run import Evaluation
@@ -40,11 +40,7 @@ def write(
     Raises:
         EvaluationError: if there can be no such folder.
     """
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EvaluationError(f"out={str(out)!r} cannot be a folder: {error}.") from error
+    folder = folder_at(out)
     result.rows.write_csv(folder / "rows.csv")
     result.rows.write_parquet(folder / "rows.parquet")
     summary = summarise(result.rows)

@@ -22,6 +22,7 @@ from kvpolicy import KVPolicyError, Policy, catalogue, from_text, to_json
 
 from ..evaluate import Arm, EvaluationError, Subject, Task, compare, evaluate, pareto, summarise
 from ..evaluate.run import Evaluation, subject_of
+from ..evaluate.summary import mean_quality
 from ..evaluate.tasks import tasks_of
 from ..simulate import Record, replay
 from ..simulate.named import check_keep
@@ -285,8 +286,6 @@ def _ranked(
         out=out,
         done=lambda now, of: done(f"answering, {samples} samples a task", now, of),
     )
-    means = result.rows.group_by("policy", "task").agg(pl.col("quality").mean())
-    whole = means.group_by("policy").agg(pl.col("quality").mean(), pl.len())
-    values = {row["policy"]: row["quality"] for row in whole.to_dicts() if row["len"] == len(tasks)}
-    ranked = [(one, float(values[one.name])) for one in pool if values.get(one.name) is not None]
+    values = mean_quality(result.rows, len(tasks))
+    ranked = [(one, values[one.name]) for one in pool if one.name in values]
     return sorted(ranked, key=lambda pair: -pair[1])
