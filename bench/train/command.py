@@ -48,7 +48,7 @@ def begin(args: argparse.Namespace, device: torch.device) -> Run:
         print(f"going on at step {run.step} of {run.options.steps}")
         return run
     if args.reopen:
-        run = reopen(args.reopen, device)
+        run = reopen(args.reopen, device, args.steps)
         print(f"going on at step {run.step} of {run.options.steps}, with a new optimizer")
         return run
     size = "tiny" if args.tiny else "full"

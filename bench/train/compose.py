@@ -7,8 +7,10 @@ from dataclasses import fields
 import torch
 from kvpolicy_bench.assets import SHAPE, TILE, Split, atlas, photos, shapes
 from kvpolicy_bench.pictures import Pictures
-from kvpolicy_bench.words import NAMES
+from kvpolicy_bench.words import NAMES, NONE
 from kvpolicy_bench.world import World
+
+from .shaped import shaped
 
 __all__ = ["Composer", "Parts"]
 
@@ -25,6 +27,9 @@ class Composer:
         self.tiles = torch.cat([tiles, nothing]).to(device)
         self.photos = torch.from_numpy(photos()).to(device)
         self.shapes = torch.from_numpy(shapes(split).images).to(device)
+        self.shaped = torch.from_numpy(shaped(world, split)).to(device)
+        self.cell = torch.from_numpy(world.cell_of_token).to(device)
+        self.name_ids, self.cell_ids = (torch.from_numpy(ids).to(device) for ids in (world.name_ids, world.cell_ids))
 
     def parts(self, pictures: Pictures) -> Parts:
         """Bring a batch's numbers to the device."""
@@ -43,11 +48,20 @@ class Composer:
         """The pictures as the model reads them, float32 [N, 3, side, side] in -1..1."""
         return (self.draw(parts) / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()
 
+    def words(self, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each image token shows and in which cell, as word ids, int64 [N, tokens]; `NONE` where that is open."""
+        emoji = parts["shape"][:, None] < 0
+        names = self.name_ids[parts["objects"][:, self.cell]]
+        steps = torch.arange(self.shaped.shape[1], device=self.device)
+        across, down = _ways(steps, parts)
+        shape = self.shaped[parts["shape"].clamp(min=0)[:, None, None], down[:, :, None], across[:, None, :]]
+        cells = self.cell_ids[self.cell].expand_as(names)
+        return torch.where(emoji, names, shape.flatten(1)), torch.where(emoji, cells, NONE)
+
     def _background(self, parts: Parts) -> torch.Tensor:
         side = self.world.side
         steps = torch.arange(side, device=self.device)
-        across = torch.where(parts["mirror"][:, None], side - 1 - steps, steps)
-        down = torch.where(parts["upside"][:, None], side - 1 - steps, steps)
+        across, down = _ways(steps, parts)
         top, left, cut = parts["crop"][:, :, None].unbind(1)
         photo = _cut(self.photos, parts["photo"], top + down * cut // side, left + across * cut // side)
         photo = (photo * parts["gain"][:, None, None, None]).clamp(max=255)
@@ -55,6 +69,12 @@ class Composer:
         plain = parts["colour"][:, None, None, :]
         behind = torch.where((parts["photo"] >= 0)[:, None, None, None], photo, plain)
         return torch.where((parts["shape"] >= 0)[:, None, None, None], shape, behind)
+
+
+def _ways(steps: torch.Tensor, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+    """The steps across and down each picture, int64 [N, steps] each: backwards where it is mirrored or upside down."""
+    back = steps.flip(0)
+    return torch.where(parts["mirror"][:, None], back, steps), torch.where(parts["upside"][:, None], back, steps)
 
 
 def _cut(images: torch.Tensor, number: torch.Tensor, down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,17 @@ def export(run: Run, folder: Path, *, commit: str, held_out: dict[str, float]) -
     (folder / "provenance.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
 
 
-def reopen(folder: Path, device: torch.device) -> Run:
-    """Go on from an exported model, where the checkpoint was lost: the same steps, with a new optimizer."""
+def reopen(folder: Path, device: torch.device, steps: int | None = None) -> Run:
+    """Go on from an exported model with a new optimizer: the same run, where its checkpoint was lost, or a longer one.
+
+    Args:
+        folder: what `export` wrote.
+        device: where to train.
+        steps: of the whole run; None: as many as it had.
+    """
     made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    run = Run(Options(**made["options"]), device)
+    options = Options(**made["options"])
+    run = Run(replace(options, steps=steps or options.steps), device)
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     run.model.load_state_dict(model.state_dict())
     run.step = run.restarted = made["steps"]["done"]

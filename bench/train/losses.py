@@ -10,7 +10,7 @@ from kvpolicy_bench.words import NONE
 from transformers import LlavaForConditionalGeneration
 
 from .batches import LABELS, Batch
-from .compose import Composer
+from .compose import Composer, Parts
 from .masking import mask
 
 __all__ = ["ALIGNMENT", "BINDING", "Costs", "costs"]
@@ -27,7 +27,7 @@ class Costs:
     Attributes:
         loss: what to descend.
         nats: float32 [labels], the weighted loss of each task's answers.
-        alignment: the alignment loss, weighted by the part's share of the pictures.
+        alignment: the alignment loss; that of emoji is weighted by the part's share of their pictures.
         binding: the binding loss.
         asked: float32 [labels], how many questions each task asked.
         right: float32 [labels], how many of them greedy decoding answers word for word.
@@ -45,7 +45,8 @@ def costs(model: LlavaForConditionalGeneration, composer: Composer, batch: Batch
     """Run the model over one part of a step.
 
     The alignment loss pulls each RMS-normalised image token towards the tied embeddings of its object's name and of
-    its cell. Without it, a model of this size hardly learns to read its image tokens at all. The binding loss does the
+    its cell, or of the shape that it lies on. Without it, a model of this size hardly learns to read its image tokens
+    at all. The binding loss does the
     same after the first layer of the decoder: a name in a code book is to carry its code by then, and a token of one of
     several pictures which picture that is, each beside what it carries already: bound words that drown a token's own
     cannot be looked up. Without it, looking up what is bound to a word is by far the slowest thing to learn.
@@ -81,7 +82,7 @@ def costs(model: LlavaForConditionalGeneration, composer: Composer, batch: Batch
     logits = (out.last_hidden_state.flatten(0, 1).index_select(0, target - 1) @ table.T).float()
     wanted = ids.flatten().index_select(0, target)
     every = F.cross_entropy(logits, wanted, reduction="none") * weight
-    alignment = batch.emoji * _alignment(composer, parts, image, table)
+    alignment = _alignment(composer, parts, image, table, batch.emoji)
     carried = out.hidden_states[BOUND].flatten(0, 1).index_select(0, bound[0])
     scores = (F.rms_norm(carried.float(), carried.shape[-1:]) @ table.T).float()
     words = [F.cross_entropy(scores, word, ignore_index=NONE, reduction="sum") for word in bound[1:]]
@@ -100,12 +101,15 @@ def costs(model: LlavaForConditionalGeneration, composer: Composer, batch: Batch
     return Costs(loss, nats, alignment.detach(), binding.detach(), asked, right)
 
 
-def _alignment(composer: Composer, parts: dict, image: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    world, device = composer.world, composer.device
-    emoji = parts["shape"] < 0
-    cell = torch.from_numpy(world.cell_of_token).to(device)
-    names = torch.from_numpy(world.name_ids).to(device)[parts["objects"][:, cell]]
-    cells = torch.from_numpy(world.cell_ids).to(device)[cell].expand_as(names)
+def _alignment(
+    composer: Composer, parts: Parts, image: torch.Tensor, table: torch.Tensor, share: float
+) -> torch.Tensor:
+    """Mean over the emoji pictures, times the part's share of them, and mean over the shapes, small ones as large."""
     scores = (F.rms_norm(image.float(), image.shape[-1:]) @ table.T).float().transpose(1, 2)
-    each = F.cross_entropy(scores, names, reduction="none") + F.cross_entropy(scores, cells, reduction="none")
-    return (each.mean(1) * emoji).sum() / emoji.sum().clamp(min=1)
+    words = composer.words(parts)
+    names, cells = (F.cross_entropy(scores, word, reduction="none", ignore_index=NONE) for word in words)
+    emoji = parts["shape"] < 0
+    shown = ((names + cells).mean(1) * emoji).sum() / emoji.sum().clamp(min=1)
+    known = (words[0] != NONE).sum(1) * ~emoji
+    shapes = (names.sum(1) / known.clamp(min=1) * (known > 0)).sum() / (known > 0).sum().clamp(min=1)
+    return share * shown + shapes

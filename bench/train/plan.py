@@ -54,7 +54,7 @@ class Share:
     asked: tuple[Task, ...]
 
 
-FULL = Mix(grid=32, photo=20, crowd=24, book=36, easy_vqa=16, several=96, times=2)
+FULL = Mix(grid=32, photo=20, crowd=24, book=36, easy_vqa=48, several=96, times=2)
 TINY = Mix(grid=4, photo=3, crowd=3, book=6, easy_vqa=2, several=18, times=1)
 
 

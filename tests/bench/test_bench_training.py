@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from kvpolicy_bench import FULL, TASKS, TINY, World
+from kvpolicy_bench.assets import shapes
 from kvpolicy_bench.drawing import draw
 from kvpolicy_bench.evaluate import evaluate, samples
 from kvpolicy_bench.loading import load, world_of
 from kvpolicy_bench.pictures import Pictures
 from kvpolicy_bench.processor import make_processor
 from kvpolicy_bench.situations import Book, Crowd, EasyVQA, Grid, Several
-from kvpolicy_bench.words import EOS, IMAGE, ORDINALS
+from kvpolicy_bench.words import EOS, IMAGE, NONE, ORDINALS
 from train import model as sizes
 from train import plan
 from train.batches import HELD_OUT, LABELS, Recipe, batches, make_batch
@@ -128,6 +129,41 @@ def test_bound_tokens_carry_the_words_that_they_belong_to():
         assert found == expected
 
 
+@pytest.mark.parametrize("world", [TINY, FULL], ids=["tiny", "full"])
+def test_tokens_on_a_shape_carry_what_it_is(world: World):
+    pictures = EasyVQA("train").draw(world, 40, np.random.default_rng(0)).pictures
+    composer = Composer(world, CPU)
+    parts = composer.parts(pictures)
+    words, cells = composer.words(parts)
+    assert (cells == NONE).all()
+    drawn = composer.draw(parts).numpy()
+    tokens = world.side // world.patch
+    told = 0
+    for number, image in enumerate(drawn):
+        ground = np.median(image[[0, 0, -1, -1], [0, -1, 0, -1]], axis=0)
+        blocks = (image != ground).any(-1).reshape(tokens, world.patch, tokens, world.patch).mean((1, 3)).ravel() > 0.5
+        asked = shapes("train").asked
+        answers = {shapes("train").answers[answer] for answer in asked[asked[:, 0] == pictures.shape[number], 2]}
+        kind = answers & {"circle", "rectangle", "triangle"}
+        expected = np.where(blocks, world.index[kind.pop()], NONE) if kind else np.full(tokens**2, NONE)
+        np.testing.assert_array_equal(words[number], expected)
+        told += (expected != NONE).any()
+    assert told > 20
+
+
+def test_shapes_add_to_the_alignment(few):
+    run = Run(OPTIONS, CPU)
+    composer = Composer(TINY, CPU)
+    part = make_batch(Recipe(TINY, replace(FEW, easy_vqa=8), 0, 0), 0)[0]
+    with torch.no_grad():
+        both = costs(run.model.eval(), composer, part).alignment
+        shapes_alone = costs(run.model, composer, replace(part, emoji=0.0)).alignment
+        composer.shaped[:] = NONE
+        emoji_alone = costs(run.model, composer, part).alignment
+    assert shapes_alone > 0
+    torch.testing.assert_close(both, shapes_alone + emoji_alone)
+
+
 def test_weights_give_every_task_the_same_share():
     parts = make_batch(Recipe(TINY, FEW, 0, 0), 3)
     shares = sum(np.bincount(part.rows.task.ravel()[part.target], part.weight, minlength=len(LABELS)) for part in parts)
@@ -194,6 +230,7 @@ def test_what_is_exported_is_what_from_pretrained_reads(few, tmp_path):
     assert world_of(model) == TINY
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert all(path.stat().st_size < 16e6 for path in tmp_path.iterdir())
+    assert reopen(tmp_path, CPU, steps=9).options == replace(run.options, steps=9)
     again = reopen(tmp_path, CPU)
     assert (again.options, again.step) == (run.options, run.step)
     for name, value in again.model.state_dict().items():
