@@ -78,7 +78,7 @@ def main() -> None:
     options.add_argument("--run", type=Path, required=True, help="folder of checkpoint and log")
     options.add_argument("--out", type=Path, help="folder to write the model to, at the end of every process")
     options.add_argument(
-        "--reopen", type=Path, help="without a checkpoint, go on from a model that was written by --out"
+        "--reopen", type=Path, help="without a checkpoint, go on from a model that --out wrote, to as many --steps"
     )
     options.add_argument("--tiny", action="store_true", help="a small model in a small world, for a CPU")
     length = options.add_mutually_exclusive_group(required=True)

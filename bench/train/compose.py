@@ -54,7 +54,7 @@ class Composer:
         names = self.name_ids[parts["objects"][:, self.cell]]
         steps = torch.arange(self.shaped.shape[1], device=self.device)
         across, down = _ways(steps, parts)
-        shape = self.shaped[parts["shape"].clamp(min=0)[:, None, None], down[:, :, None], across[:, None, :]]
+        shape = _cut(self.shaped, parts["shape"], down, across)
         cells = self.cell_ids[self.cell].expand_as(names)
         return torch.where(emoji, names, shape.flatten(1)), torch.where(emoji, cells, NONE)
 
@@ -78,5 +78,5 @@ def _ways(steps: torch.Tensor, parts: Parts) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _cut(images: torch.Tensor, number: torch.Tensor, down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
-    """float32 [N, side, side, 3]; where ``number`` is -1, some image that will not be seen."""
-    return images[number.clamp(min=0)[:, None, None], down[:, :, None], across[:, None, :]].float()
+    """[N, down, across, ...]; where ``number`` is -1, some image that will not be seen."""
+    return images[number.clamp(min=0)[:, None, None], down[:, :, None], across[:, None, :]]

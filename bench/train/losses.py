@@ -46,10 +46,10 @@ def costs(model: LlavaForConditionalGeneration, composer: Composer, batch: Batch
 
     The alignment loss pulls each RMS-normalised image token towards the tied embeddings of its object's name and of
     its cell, or of the shape that it lies on. Without it, a model of this size hardly learns to read its image tokens
-    at all. The binding loss does the
-    same after the first layer of the decoder: a name in a code book is to carry its code by then, and a token of one of
-    several pictures which picture that is, each beside what it carries already: bound words that drown a token's own
-    cannot be looked up. Without it, looking up what is bound to a word is by far the slowest thing to learn.
+    at all. The binding loss does the same after the first layer of the decoder: a name in a code book is to carry its
+    code by then, and a token of one of several pictures which picture that is, each beside what it carries already:
+    bound words that drown a token's own cannot be looked up. Without it, looking up what is bound to a word is by far
+    the slowest thing to learn.
     """
     device, table = composer.device, model.get_input_embeddings().weight
     rows = batch.rows
